@@ -1,0 +1,53 @@
+# make demo, make test: everything from a fresh clone. The work is in bootstrap.py and mlperf_exp/; this only names it.
+
+PYTHON ?= python3
+DEVICE ?= auto
+PORT   ?= 5000
+ARGS   ?=
+BIN    := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help python setup setup-dev demo test lint ui clean distclean
+
+help:
+	@echo 'make demo   set up .venv, run the quick start        (ARGS="scenario.target_qps=2" overrides its configuration)'
+	@echo 'make test   set up .venv, run the checks and all tests (ARGS="-k judge" chooses tests)'
+	@echo 'make lint   ruff and mypy'
+	@echo 'make ui     MLflow on http://127.0.0.1:$(PORT)'
+	@echo 'make clean  remove caches and builds; make distclean removes .venv too; outputs/ is never removed'
+	@echo
+	@echo 'PYTHON=python3.11     the interpreter, 3.11 or later      DEVICE=cpu|cuda    default: looks for an NVIDIA GPU'
+	@echo 'TORCH_INDEX=URL|DIR   where CPU wheels of torch are       INSTALLER=pip|uv   default: uv if it serves, else pip'
+
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "set-up: needs Python 3.11 or later, and '$(PYTHON)' is `$(PYTHON) --version 2>&1 | head -n 1`. Name another: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.11" >&2; \
+	  exit 1; }
+
+setup: python
+	@$(PYTHON) bootstrap.py --device $(DEVICE)
+
+setup-dev: python
+	@$(PYTHON) bootstrap.py --device $(DEVICE) --dev
+
+demo: setup
+	@$(BIN)/python -m mlperf_exp experiment=quickstart $(ARGS)
+
+test: lint
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+ui: setup
+	@mkdir -p outputs
+	@$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///outputs/mlflow.db
+
+clean:
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	@rm -rf .venv
