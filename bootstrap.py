@@ -117,9 +117,7 @@ def make_venv(venv: Path) -> None:
         said = made.stdout + made.stderr
         if "ensurepip" in said:
             package = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
-            raise SetupError(
-                f"{sys.executable} has no ensurepip, so it makes no virtual environments. Debian, Ubuntu: apt-get install {package}"
-            )
+            raise SetupError(f"{sys.executable} -m venv needs ensurepip. Debian, Ubuntu: apt-get install {package}")
         raise SetupError(f"{sys.executable} -m venv failed: {last_line(said)}")
 
 
@@ -131,7 +129,7 @@ def last_line(text: str) -> str:
 
 
 def pip_settings(venv: Path) -> dict[str, list[str]]:
-    """The settings of pip itself by file and variable, as lists of words: ``{"find-links": [...], "index-url": [...]}``."""
+    """The settings of pip by file and variable, as lists of words: ``{"find-links": [...], ...}``."""
     shown = subprocess.run(
         [venv / "bin" / "python", "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     )
@@ -261,16 +259,8 @@ def require_cpu_torch(venv: Path, options: list[str], env: dict[str, str]) -> No
         for line in (ROOT / "constraints" / "cpu.txt").read_text(encoding="utf-8").splitlines()
         if line.startswith("torch==")
     )
-    command = [
-        venv / "bin" / "python",
-        "-m",
-        "pip",
-        "install",
-        "--dry-run",
-        "--no-deps",
-        *options,
-        f"torch=={version}+cpu",
-    ]
+    pip = [str(venv / "bin" / "python"), "-m", "pip"]
+    command = [*pip, "install", "--dry-run", "--no-deps", *options, f"torch=={version}+cpu"]
     tried = subprocess.run(command, env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if tried.returncode == 0:
         return

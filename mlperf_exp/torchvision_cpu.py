@@ -2,8 +2,8 @@
 
 Where only CUDA builds of torchvision can be had, its library ``_C.so`` cannot load without CUDA's libraries.
 torchvision survives that (it then has no compiled operators) except at one place: it registers shape functions for
-``nms`` and ``qnms``, which nobody has declared, and ``import torchvision`` ends with "operator torchvision::nms does not
-exist". Declaring the two, without an implementation, is enough: models and transforms work, while
+``nms`` and ``qnms``, which nobody has declared, and ``import torchvision`` ends with "operator torchvision::nms does
+not exist". Declaring the two, without an implementation, is enough: models and transforms work, while
 ``torchvision.ops.nms`` still says that the compiled operators are missing, and images are decoded by Pillow.
 
 The declaration must hold in every process of an environment, because vLLM starts fresh ones; and it must cost nothing
