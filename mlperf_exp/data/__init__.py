@@ -1,0 +1,1 @@
+"""Data sets: samples for the load, references for the score."""
