@@ -1,0 +1,251 @@
+"""The schema of a run's configuration, and the one place where its defaults live.
+
+Every group in ``conf/`` merges into one of these dataclasses, so that a key or a type that is not here is refused
+by Hydra before anything starts. The YAML files hold only what differs from the defaults below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+class Scenario(Enum):
+    """What drives the system: one of LoadGen's four scenarios (interactive is Server with tighter bounds)."""
+
+    offline = "Offline"
+    server = "Server"
+    interactive = "Interactive"
+    single_stream = "SingleStream"
+
+
+class Mode(Enum):
+    """Which LoadGen tests a run makes on its one engine start."""
+
+    both = "both"
+    performance = "performance"
+    accuracy = "accuracy"
+
+
+class Division(Enum):
+    """MLPerf's divisions: closed keeps the model and the rules, open may change them."""
+
+    closed = "closed"
+    open = "open"
+
+
+class Weights(Enum):
+    """Where a model's weights come from; ``dummy`` measures speed only and is never valid."""
+
+    pretrained = "pretrained"
+    dummy = "dummy"
+
+
+class Device(Enum):
+    """The kind of processor that a hardware profile describes."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Routing(Enum):
+    """How queries are spread over several servers."""
+
+    least_outstanding = "least_outstanding"
+
+
+@dataclass
+class Architecture:
+    """What the plan needs to size a decoder: counts, and bytes of context. Source: the model's config.json."""
+
+    parameters: int = MISSING
+    layers: int = MISSING
+    hidden_size: int = MISSING
+    intermediate_size: int = MISSING
+    heads: int = MISSING
+    kv_heads: int = MISSING
+    head_dim: int = MISSING
+    vocab_size: int = MISSING
+    max_context: int = MISSING
+    rope_theta: float = 500000.0
+    rope_scaling: dict[str, Any] | None = None
+    rms_norm_eps: float = 1e-5
+    bos_token_id: int = 128000
+    eos_token_ids: list[int] = field(default_factory=lambda: [128001, 128008, 128009])
+
+
+@dataclass
+class AccuracyTarget:
+    """MLPerf's minimum (and range) for one data set; None where MLPerf names none."""
+
+    samples: int = MISSING
+    rouge1: float | None = None
+    rouge2: float | None = None
+    rougeL: float | None = None  # noqa: N815 - the metric's own name
+    rougeLsum: float | None = None  # noqa: N815
+    gen_len_min: int | None = None
+    gen_len_max: int | None = None
+
+
+@dataclass
+class Model:
+    """A model: its weights, MLPerf's name for it and what it must reach."""
+
+    name: str = MISSING
+    path: str = MISSING  # a local folder or a Hugging Face name
+    weights: Weights = Weights.pretrained
+    dtype: str = "bfloat16"
+    benchmark: str | None = None  # LoadGen's model name; None: no MLPerf benchmark
+    max_new_tokens: int = 128
+    min_new_tokens: int = 1
+    max_prompt_tokens: int = 2540
+    performance_samples: int | None = None  # MLPerf's sample count; None: the whole data set
+    architecture: Architecture = field(default_factory=Architecture)
+    target: AccuracyTarget | None = None
+
+
+@dataclass
+class Dataset:
+    """What is read. ``tokenize`` makes token ids from the text; otherwise the file's own ids are used."""
+
+    name: str = MISSING
+    path: str | None = None
+    tokenize: bool = False
+    samples: int | None = None  # None: all
+    mean_prompt_tokens: float = 785.0  # synthetic prompts: log-normal
+    sigma_prompt_tokens: float = 0.53
+
+
+@dataclass
+class Hardware:
+    """One node's accelerators and how many nodes there are. Peak figures are the vendor's, dense."""
+
+    name: str = MISSING
+    device: Device = Device.cuda
+    gpu: str | None = None
+    nodes: int = 1
+    gpus_per_node: int = 1
+    memory_gib: float = MISSING  # of one accelerator, as the driver reports it
+    bandwidth_gb_s: float | None = None
+    peak_tflops: dict[str, float] = field(default_factory=dict)  # by type: bf16, fp16, fp8, int8, ...
+    power_w: float | None = None
+    cpus_per_node: int | None = None
+    host_memory_gib: float | None = None
+    network: str | None = None
+    source: str = MISSING
+
+
+@dataclass
+class ScenarioRules:
+    """A scenario's load and MLPerf's bounds. None: as MLPerf's configuration for this round has it."""
+
+    name: Scenario = MISSING
+    mode: Mode = Mode.both
+    target_qps: float | None = None
+    expected_latency_ms: float | None = None  # single stream: sizes the number of queries
+    min_duration_s: float = 600.0
+    min_query_count: int | None = None
+    samples: int | None = None  # samples that the performance test draws from
+    ttft_ms: float | None = None  # 99th percentile bounds
+    tpot_ms: float | None = None
+    latency_percentile: float = 99.0
+    stall_timeout_s: float = 300.0  # no completion for so long, while queries wait: the run has failed
+
+
+@dataclass
+class Backend:
+    """What all backends share."""
+
+    name: str = MISSING
+
+
+@dataclass
+class VllmBackend(Backend):
+    """vLLM in process. ``engine`` goes through to vLLM under vLLM's own names."""
+
+    name: str = "vllm"
+    engine: dict[str, Any] = field(default_factory=dict)
+    gpu_memory_utilization: float = 0.92
+    warmup_queries: int = 8
+    start_timeout_s: float = 1800.0
+
+
+@dataclass
+class OpenaiBackend(Backend):
+    """Servers that others run, spoken to by OpenAI's completions API."""
+
+    name: str = "openai"
+    urls: list[str] = MISSING
+    served_model: str | None = None  # None: the only one that the server has
+    api_key_env: str = "OPENAI_API_KEY"
+    routing: Routing = Routing.least_outstanding
+    connections: int = 1024  # to one server
+    connect_timeout_s: float = 5.0
+    request_timeout_s: float = 600.0
+    idle_timeout_s: float = 60.0
+    send_min_tokens: bool = True
+
+
+@dataclass
+class SimulatedBackend(Backend):
+    """Answers by a seeded latency model: measures and tests the harness itself, never a system."""
+
+    name: str = "simulated"
+    ttft_ms: float = 20.0  # medians of log-normal distributions
+    tpot_ms: float = 1.0
+    sigma: float = 0.2
+    output_tokens: int = 128
+    error_rate: float = 0.0
+    fail_after: int | None = None  # the whole system is lost after so many queries
+    hang_after: int | None = None  # queries after so many are never answered
+
+
+@dataclass
+class Tracking:
+    """Where MLflow keeps the runs. Credentials come from MLflow's own environment variables only."""
+
+    enabled: bool = True
+    uri: str = "sqlite:///outputs/mlflow.db"
+    experiment: str = "mlperf_exp"
+    interval_s: float = 5.0  # between two sets of live metrics
+    timeout_s: float = 120.0  # how long the end of a run waits for MLflow
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    model: Model = MISSING
+    dataset: Dataset = MISSING
+    hw: Hardware = MISSING
+    scenario: ScenarioRules = MISSING
+    backend: Any = MISSING  # VllmBackend | OpenaiBackend | SimulatedBackend
+    tracking: Tracking = field(default_factory=Tracking)
+    name: str | None = None  # shown in MLflow; None: made of model, hardware and scenario
+    seed: int = 1
+    division: Division = Division.closed
+    fail_on_invalid: bool = False
+    progress: bool = True  # live display on a terminal, plain lines elsewhere
+
+
+BACKENDS: dict[str, type[Backend]] = {
+    "vllm": VllmBackend,
+    "openai": OpenaiBackend,
+    "simulated": SimulatedBackend,
+}
+
+
+def register() -> None:
+    """Make the schemas known to Hydra; the files in ``conf/`` extend them as ``/schema/...``."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="config", node=Config)
+    store.store(group="schema", name="model", node=Model)
+    store.store(group="schema", name="dataset", node=Dataset)
+    store.store(group="schema", name="hw", node=Hardware)
+    store.store(group="schema", name="scenario", node=ScenarioRules)
+    for name, node in BACKENDS.items():
+        store.store(group="schema/backend", name=name, node=node)

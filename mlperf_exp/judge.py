@@ -1,0 +1,164 @@
+"""Measurement -> Verdict: each reason against validity is one sentence with the figure, the bound and the next step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from mlperf_exp.config import AccuracyTarget, Division, OpenaiBackend, Scenario, SimulatedBackend, Weights
+from mlperf_exp.messages import Measurement, Plan, Score, Test, Verdict
+
+MIN_DURATION_S = 600.0  # MLPerf Inference v6.1, all scenarios
+CLOSED_SCENARIOS = {
+    "llama3_1-8b": (Scenario.offline, Scenario.server, Scenario.interactive),
+    "llama3_1-8b-edge": (Scenario.offline, Scenario.single_stream),
+}
+BOUNDS_MS = {Scenario.server: (2000.0, 100.0), Scenario.interactive: (500.0, 30.0)}
+
+
+def judge(plan: Plan, measurement: Measurement) -> Verdict:
+    """Decide whether the run is valid by MLPerf's rules; a run that measured no accuracy never is."""
+    tests = {test.mode: test for test in measurement.tests}
+    accuracy, accuracy_reasons = _accuracy(plan, measurement)
+    reasons = [
+        *_broken(measurement),
+        *_system(plan),
+        *_performance(plan, measurement, tests.get("performance")),
+        *_load(plan),
+        *accuracy_reasons,
+        *_division(plan, measurement),
+    ]
+    notes = measurement.score.notes if measurement.score else ()
+    return Verdict(
+        valid=not reasons,
+        reasons=tuple(reasons),
+        accuracy=accuracy,
+        warnings=(*plan.warnings, *measurement.warnings, *notes),
+    )
+
+
+def _broken(measurement: Measurement) -> Iterator[str]:
+    if measurement.failure:
+        yield f"The run did not come to its end: {measurement.failure}."
+
+
+def _system(plan: Plan) -> Iterator[str]:
+    if isinstance(plan.config.backend, SimulatedBackend):
+        yield "The system is simulated: its figures say something about the harness only; use backend=vllm or backend=openai."
+    elif plan.config.model.weights is Weights.dummy:
+        yield "The weights are dummies, good for speed only: give the real ones with model.path."
+
+
+def _performance(plan: Plan, measurement: Measurement, test: Test | None) -> Iterator[str]:
+    if test is None:
+        if "performance" in plan.modes:
+            yield "The performance test did not run."
+        else:
+            yield "No performance was measured: use scenario.mode=both."
+        return
+    metrics, rules = measurement.metrics, plan.config.scenario
+    if test.errors:
+        yield f"{test.errors:,} of {test.issued:,} queries ended with an error; the first: {test.first_error}."
+    if test.completed < test.issued:
+        yield f"{test.issued - test.completed:,} of {test.issued:,} queries never ended."
+    if metrics.get("duplicates"):
+        yield f"{metrics['duplicates']:,.0f} queries were completed twice."
+    if not test.loadgen.get("result_validity"):
+        yield "LoadGen did not come to its end, so there is no word of its own on validity."
+    for name, label in (("ttft", "TTFT"), ("tpot", "TPOT")):
+        bound, value = getattr(rules, f"{name}_ms"), metrics.get(f"{name}_p99_ms")
+        if bound is not None and value is not None and value > bound:
+            yield (
+                f"{label} p99 {value:,.0f} ms is over {bound:,.0f} ms: lower scenario.target_qps "
+                f"(now {rules.target_qps:g})."
+            )
+        elif bound is not None and value is None:
+            yield f"{label} was not measured, and the scenario bounds it at {bound:,.0f} ms."
+    if test.loadgen.get("result_validity") == "INVALID":
+        yield f"LoadGen calls the run INVALID: {_loadgen_reasons(test.loadgen)}"
+    logged = test.loadgen.get("num_errors", 0)
+    if logged and not test.errors:
+        yield f"LoadGen logged {logged} errors in mlperf_log_detail.txt: see error_* there."
+
+
+def _loadgen_reasons(logged: dict[str, Any]) -> str:
+    """LoadGen's own words on an INVALID run, in one line: its reasons, and the early-stopping rules not met."""
+    said = [" ".join(str(reason).split()) for reason in logged.get("result_invalid_reason", [])]
+    for name, label in (("early_stopping_result", ""), ("early_stopping_ttft_result", "TTFT: "), ("early_stopping_tpot_result", "TPOT: ")):
+        text = " ".join(str(logged.get(name, "")).replace("*", " ").split())
+        if "unsuccessful" in text:
+            said.append(label + text)
+    words = " ".join(reason if reason.endswith(".") else reason + "." for reason in said if reason)
+    return words or "it gives no reason."
+
+
+def _load(plan: Plan) -> Iterator[str]:
+    """Whether the load itself is MLPerf's: valid for LoadGen is not yet valid for MLPerf."""
+    config = plan.config
+    rules = config.scenario
+    if rules.min_duration_s < MIN_DURATION_S:
+        yield (
+            f"A short run: MLPerf wants at least {MIN_DURATION_S:g} s, this one was set to {rules.min_duration_s:g} s; "
+            "leave out scenario.min_duration_s."
+        )
+    wanted = config.model.performance_samples
+    drawn = rules.samples or config.dataset.samples
+    if wanted and drawn and drawn < wanted:
+        yield f"The load drew from {drawn:,} samples, MLPerf wants {wanted:,}: leave out dataset.samples and scenario.samples."
+    if config.dataset.name == "synthetic":
+        yield "The prompts are synthetic: use the benchmark's data set."
+    bounds = BOUNDS_MS.get(rules.name)
+    if bounds and ((rules.ttft_ms or 1e9) > bounds[0] or (rules.tpot_ms or 1e9) > bounds[1]):
+        yield f"The scenario's bounds are looser than MLPerf's {bounds[0]:g} ms (TTFT) and {bounds[1]:g} ms (TPOT)."
+
+
+def _accuracy(plan: Plan, measurement: Measurement) -> tuple[dict[str, Any], list[str]]:
+    score, target = measurement.score, plan.config.model.target
+    if score is None:
+        return {"measured": False, "passed": None}, [
+            "Accuracy was not measured, and a run without it is never valid: use scenario.mode=both with real weights."
+        ]
+    facts: dict[str, Any] = {"measured": True, "passed": None, **score.metrics, "notes": list(score.notes)}
+    if target is None:
+        facts["targets"] = None
+        return facts, []
+    facts["targets"] = {f.name: getattr(target, f.name) for f in fields(target) if getattr(target, f.name) is not None}
+    reasons = list(misses(score, target))
+    facts["passed"] = not reasons
+    return facts, reasons
+
+
+def misses(score: Score, target: AccuracyTarget) -> Iterator[str]:
+    """One sentence for each target that a score does not meet."""
+    counted = int(score.metrics.get("gen_num", 0))
+    if counted != target.samples:
+        yield f"Accuracy was measured on {counted:,} samples, the benchmark has {target.samples:,}: use the whole data set."
+    for name in ("rouge1", "rouge2", "rougeL", "rougeLsum"):
+        bound, value = getattr(target, name), score.metrics[name]
+        if bound is not None and value < bound:
+            yield f"{name} {value:.4f} is below MLPerf's minimum of {bound}: check weights, precision and prompts."
+    length = score.metrics["gen_len"]
+    if target.gen_len_min is not None and length < target.gen_len_min:
+        yield f"GEN_LEN {length:,.0f} characters is below MLPerf's minimum of {target.gen_len_min:,}."
+    if target.gen_len_max is not None and length > target.gen_len_max:
+        yield f"GEN_LEN {length:,.0f} characters is above MLPerf's maximum of {target.gen_len_max:,}."
+
+
+def _division(plan: Plan, measurement: Measurement) -> Iterator[str]:
+    config = plan.config
+    if config.division is not Division.closed:
+        return
+    if config.model.target is None:
+        yield f"{config.model.name} is no MLPerf benchmark, so it has no accuracy to reach: run it with division=open."
+    allowed = CLOSED_SCENARIOS.get(config.model.benchmark or "")
+    if allowed and config.model.target is not None and config.scenario.name not in allowed:
+        yield f"The closed division has no {config.scenario.name.name} for {config.model.name}: use division=open."
+    if plan.engine.get("enable_prefix_caching"):
+        yield "Prefix caching between queries is not allowed: leave out backend.engine.enable_prefix_caching."
+    if plan.engine.get("speculative_config"):
+        yield "Speculative decoding is not allowed: leave out backend.engine.speculative_config."
+    if config.model.max_new_tokens != 128 or config.model.min_new_tokens != 1:
+        yield "MLPerf generates at most 128 and at least 1 tokens: leave out model.max_new_tokens and model.min_new_tokens."
+    if isinstance(config.backend, OpenaiBackend):
+        yield "What the servers run (prefix caching, speculation, precision) is not in this program's hands: use division=open."

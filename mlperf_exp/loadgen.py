@@ -1,0 +1,236 @@
+"""The real LoadGen around a system under test; the only import of ``mlperf_loadgen``.
+
+LoadGen's ``StartTest`` has no way to be stopped, so it runs in a thread of its own while the caller's thread watches:
+signals stay prompt, a system that is lost or stalls ends the test, and all queries are completed whatever happens.
+A test that had to be left behind in LoadGen keeps its thread until the process ends (:func:`abandoned`).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlperf_loadgen as lg
+
+from mlperf_exp.config import Scenario
+from mlperf_exp.errors import Interrupted, RunFailed
+from mlperf_exp.files import write_atomic
+from mlperf_exp.messages import Completion, Plan, Query
+from mlperf_exp.records import Live, Records
+from mlperf_exp.sut.base import SystemUnderTest
+
+_GRACE_S = 5.0  # how long LoadGen may take to end by itself after an abort
+_abandoned = False
+
+MODES = {"performance": lg.TestMode.PerformanceOnly, "accuracy": lg.TestMode.AccuracyOnly}
+
+
+def abandoned() -> bool:
+    """Whether a test was left behind in LoadGen: the process can then only be ended with ``os._exit``."""
+    return _abandoned
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a test ended: LoadGen's own word (None where it did not come to its end), our records, and any reason."""
+
+    records: Records
+    wall_s: float
+    finished: bool
+    failure: str | None
+    interrupted: bool
+
+
+def settings(plan: Plan, mode: str, total_samples: int) -> tuple[lg.TestSettings, str]:
+    """LoadGen's settings for one test, and the ``user.conf`` that says the same.
+
+    The embedded ``mlperf.conf`` (bounds, seeds, token mode) is read for each test with ``conf_type`` 0, which,
+    unlike 1, may be repeated in a process; then the plan's own values are set.
+    """
+    rules, model = plan.config.scenario, plan.config.model
+    name = model.benchmark or "custom"
+    if rules.name is Scenario.interactive:
+        name += "-interactive"
+    scenario = "Server" if rules.name is Scenario.interactive else rules.name.value
+    chosen = lg.TestSettings()
+    if chosen.FromConfig("", name, scenario, 0) != 0:
+        raise RunFailed(f"LoadGen could not read its own configuration for {name}, {scenario}")
+    chosen.scenario = getattr(lg.TestScenario, scenario)
+    chosen.mode = MODES[mode]
+    samples = rules.samples or total_samples
+    user: dict[str, float] = {
+        "min_duration": round(rules.min_duration_s * 1000),
+        "performance_sample_count_override": samples,
+    }
+    chosen.min_duration_ms = round(rules.min_duration_s * 1000)
+    chosen.performance_sample_count_override = samples
+    if rules.min_query_count is not None:
+        chosen.min_query_count = user["min_query_count"] = rules.min_query_count
+    if rules.target_qps is not None and scenario == "Server":
+        chosen.server_target_qps = user["target_qps"] = rules.target_qps
+    if rules.target_qps is not None and scenario == "Offline":
+        chosen.offline_expected_qps = user["target_qps"] = rules.target_qps
+    if rules.expected_latency_ms is not None and scenario == "SingleStream":
+        chosen.single_stream_expected_latency_ns = round(rules.expected_latency_ms * 1e6)
+        user["target_latency"] = rules.expected_latency_ms
+    text = "".join(f"*.{scenario}.{key} = {value}\n" for key, value in user.items())
+    return chosen, text
+
+
+def run_test(
+    plan: Plan,
+    mode: str,
+    sut: SystemUnderTest,
+    total_samples: int,
+    log_dir: Path,
+    on_live: Callable[[Live], None],
+    interval_s: float = 1.0,
+) -> Outcome:
+    """Run one LoadGen test to its end, or until the system is lost, stalls, or a signal comes.
+
+    ``on_live`` is called about every ``interval_s`` in the caller's thread. LoadGen's logs and ``user.conf`` go to
+    ``log_dir``, which must exist.
+    """
+    chosen, user_conf = settings(plan, mode, total_samples)
+    write_atomic(log_dir / "user.conf", user_conf)
+    audit = log_dir / "audit.config"  # named always: LoadGen would otherwise apply a stray one in the working directory
+    driver = _Driver(sut)
+    thread = threading.Thread(
+        target=driver.start, args=(chosen, log_dir, audit, total_samples), name="loadgen", daemon=True
+    )
+    began = time.perf_counter()
+    thread.start()
+    interrupted = _watch(driver, thread, plan.config.scenario.stall_timeout_s, on_live, interval_s)
+    finished = not thread.is_alive() and not driver.crashed
+    if not finished:
+        global _abandoned
+        _abandoned = _abandoned or thread.is_alive()
+    failure = driver.failure
+    if failure is None and driver.crashed:
+        failure = driver.crashed
+    return Outcome(driver.records, time.perf_counter() - began, finished, failure, interrupted)
+
+
+def _watch(
+    driver: _Driver,
+    thread: threading.Thread,
+    stall_timeout_s: float,
+    on_live: Callable[[Live], None],
+    interval_s: float,
+) -> bool:
+    """Wait for the test; returns whether it was interrupted. Aborts it where it cannot end well."""
+    interrupted = False
+    progress, progress_at = 0, time.monotonic()
+    leave_at = float("inf")
+    next_look = time.monotonic() + interval_s
+    while thread.is_alive() and time.monotonic() < leave_at:
+        try:
+            driver.ended.wait(min(0.1, interval_s))
+            if driver.ended.is_set():
+                thread.join(_GRACE_S)
+                break
+            now = time.monotonic()
+            if now >= next_look:
+                next_look = now + interval_s
+                on_live(driver.records.live())
+            done = len(driver.records.finished)
+            if done != progress or not driver.records.outstanding:
+                progress, progress_at = done, now
+            elif now - progress_at > stall_timeout_s:
+                driver.failed(
+                    f"no query finished in {stall_timeout_s:g} s while {driver.records.outstanding} waited "
+                    "(scenario.stall_timeout_s)"
+                )
+        except (KeyboardInterrupt, Interrupted):
+            interrupted = True
+            driver.failed("interrupted")
+        if driver.failure is not None and leave_at == float("inf"):
+            leave_at = time.monotonic() + (0.5 if interrupted else _GRACE_S)
+    return interrupted
+
+
+class _Driver:
+    """LoadGen's callbacks on one side, the system's sink on the other."""
+
+    def __init__(self, sut: SystemUnderTest) -> None:
+        self.sut = sut
+        self.records = Records()
+        self.failure: str | None = None
+        self.crashed: str | None = None
+        self.ended = threading.Event()
+        self._failing = threading.Lock()
+        self._answering = threading.Lock()  # LoadGen frees a response at its end: no first token may come after it
+
+    def start(self, chosen: lg.TestSettings, log_dir: Path, audit: Path, total_samples: int) -> None:
+        """The body of LoadGen's thread."""
+        try:
+            output = lg.LogOutputSettings()
+            output.outdir = str(log_dir)
+            output.copy_summary_to_stdout = False
+            logs = lg.LogSettings()
+            logs.log_output = output
+            logs.enable_trace = False
+            sut = lg.ConstructFastSUT(self._issue, _nothing)
+            qsl = lg.ConstructQSL(total_samples, chosen.performance_sample_count_override, _nothing, _nothing)
+            try:
+                lg.StartTestWithLogSettings(sut, qsl, chosen, logs, str(audit))
+            finally:
+                lg.DestroyQSL(qsl)
+                lg.DestroySUT(sut)
+        except Exception as error:  # LoadGen's own failures: its thread must not end in silence
+            self.crashed = f"LoadGen failed: {error}"
+        finally:
+            self.ended.set()
+
+    def _issue(self, responses: list[int], indices: list[int]) -> None:
+        try:
+            first = self.records.add(responses, indices)
+            queries = [Query(first + i, index) for i, index in enumerate(indices)]
+            if self.failure is None:
+                self.sut.submit(queries, self)
+            if self.failure is not None:  # lost before, or while this was sent
+                self.complete([Completion(query.row, error=self.failure) for query in queries])
+        except Exception as error:  # an exception in LoadGen's callback would abort the process
+            self.failed(f"{type(self.sut).__name__} could not take a query: {error}")
+
+    def first_token(self, rows: Sequence[int], tokens: Sequence[int] = ()) -> None:
+        """See :class:`mlperf_exp.sut.base.Sink`."""
+        with self._answering:
+            fresh = self.records.claim_first_tokens(rows)
+            if not fresh:
+                return
+            buffer = array("i", tokens or bytes(4 * len(rows)))
+            address, _ = buffer.buffer_info()
+            place = {row: address + 4 * i for i, row in enumerate(rows)}
+            responses = self.records.responses
+            lg.FirstTokenComplete([lg.QuerySampleResponse(responses[row], place[row], 4) for row in fresh])
+
+    def complete(self, completions: Sequence[Completion]) -> None:
+        """See :class:`mlperf_exp.sut.base.Sink`."""
+        with self._answering:
+            fresh = self.records.claim(completions)
+            if not fresh:
+                return
+            responses = self.records.responses
+            buffers, answers = [], []
+            for completion in fresh:
+                buffer = array("i", completion.tokens)
+                address, size = buffer.buffer_info()
+                buffers.append(buffer)  # LoadGen copies inside the call only: keep it alive until then
+                answers.append(lg.QuerySampleResponse(responses[completion.row], address, 4 * size, completion.count))
+            lg.QuerySamplesComplete(answers)
+
+    def failed(self, reason: str) -> None:
+        """See :class:`mlperf_exp.sut.base.Sink`."""
+        with self._failing:
+            if self.failure is None:
+                self.failure = reason
+        self.complete([Completion(row, error=self.failure) for row in self.records.unfinished()])
+
+
+def _nothing(*_: object) -> None:
+    """LoadGen's callbacks that have nothing to do: samples stay in memory, and nothing is held back to flush."""

@@ -1,0 +1,127 @@
+"""The messages that travel along the main path: Plan -> Measurement -> Verdict -> Result.
+
+All are frozen; units are in the names; times are ``time.perf_counter_ns`` unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mlperf_exp.config import Config
+
+
+class Query(NamedTuple):
+    """One sample that LoadGen asks for.
+
+    ``row`` counts the queries of one test from 0; ``index`` is the sample's place in the data set.
+    """
+
+    row: int
+    index: int
+
+
+class Completion(NamedTuple):
+    """The end of one query: its output tokens (int32 ids without the prompt), or an error."""
+
+    row: int
+    tokens: Sequence[int] = ()
+    error: str | None = None
+    n_tokens: int | None = None  # where the system counts them itself; None: len(tokens)
+
+    @property
+    def count(self) -> int:
+        """How many tokens the system generated."""
+        return len(self.tokens) if self.n_tokens is None else self.n_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """A setting that the plan filled in because the user had left it open."""
+
+    key: str
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will do: the checked configuration and everything derived from it.
+
+    ``engine`` holds vLLM's arguments under vLLM's own names; ``run_dir`` is absolute.
+    """
+
+    config: Config
+    run_dir: Path
+    engine: dict[str, Any]
+    modes: tuple[str, ...]  # "performance", "accuracy", in this order
+    derived: tuple[Derived, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One element of a text data set: the prompt as token ids, and the reference text."""
+
+    tokens: tuple[int, ...]
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Accuracy over a whole data set.
+
+    ``metrics`` carries rouge1, rouge2, rougeL, rougeLsum (x 100, 4 decimals), gen_len (characters) and gen_num
+    (samples). ``notes`` says what makes the score not comparable with the reference's.
+    """
+
+    metrics: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """One LoadGen test: its detail log as a mapping, and our own records' file.
+
+    ``loadgen`` maps the keys of ``mlperf_log_detail.txt`` to their last value; it is empty where LoadGen did
+    not come to its end. ``log_dir`` holds LoadGen's logs and ``queries.parquet``.
+    """
+
+    mode: str
+    log_dir: Path
+    loadgen: dict[str, Any]
+    issued: int
+    completed: int
+    errors: int
+    first_error: str | None
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What was measured, before it is judged. ``failure`` is the reason why a run broke, if it did."""
+
+    metrics: dict[str, float]
+    phases: dict[str, float]
+    tests: tuple[Test, ...] = ()
+    score: Score | None = None
+    failure: str | None = None
+    interrupted: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Validity by MLPerf's rules, with one sentence for each reason against it."""
+
+    valid: bool
+    reasons: tuple[str, ...]
+    accuracy: dict[str, Any] = field(default_factory=dict)
+    compliance: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The verdict as JSON values."""
+        return asdict(self)

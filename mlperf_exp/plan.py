@@ -1,0 +1,235 @@
+"""Config -> Plan: resolves, checks that the run can fit and may run, and refuses what cannot. Pure: reads no file."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from omegaconf import DictConfig, OmegaConf
+
+from mlperf_exp.config import Config, Device, Mode, OpenaiBackend, Scenario, SimulatedBackend, VllmBackend, Weights
+from mlperf_exp.errors import UserError
+from mlperf_exp.memory import BYTES, GIB, Fit, fit
+from mlperf_exp.messages import Derived, Plan
+
+MAX_QPS = 1e6
+EDGE_SCENARIOS = (Scenario.offline, Scenario.single_stream)
+
+
+def make_plan(cfg: DictConfig, run_dir: Path) -> Plan:
+    """Check a composed configuration and derive what it leaves open.
+
+    Raises:
+        UserError: naming the key, what is wrong and the remedy.
+    """
+    config = typed(cfg)
+    _check_load(config)
+    _check_names(config)
+    derived: list[Derived] = []
+    warnings: list[str] = []
+    engine: dict[str, Any] = {}
+    if isinstance(config.backend, VllmBackend):
+        engine = _engine(config, derived, warnings)
+    if isinstance(config.backend, OpenaiBackend):
+        for url in config.backend.urls:
+            _no_credentials("backend.urls", url, f"Put the key into ${config.backend.api_key_env}")
+    return Plan(
+        config=config,
+        run_dir=run_dir.absolute(),
+        engine=engine,
+        modes=_modes(config, derived),
+        derived=tuple(derived),
+        warnings=tuple(warnings),
+    )
+
+
+def typed(cfg: DictConfig) -> Config:
+    """The configuration as its dataclasses; missing mandatory values are refused by name."""
+    for key in sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError(key, "must be given", f"Add it to the command: {key}=...")
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, Config)
+    return config
+
+
+def _check_load(config: Config) -> None:
+    rules = config.scenario
+    if rules.target_qps is not None and not 0 < rules.target_qps <= MAX_QPS:
+        raise UserError(
+            "scenario.target_qps",
+            f"{rules.target_qps:g} is no rate that can be offered",
+            f"Give queries per second above 0 and at most {MAX_QPS:,.0f}",
+        )
+    if rules.target_qps is None and rules.name is not Scenario.single_stream:
+        raise UserError("scenario.target_qps", "is needed in this scenario", "Give the queries per second to offer")
+    if not (math.isfinite(rules.min_duration_s) and 0 <= rules.min_duration_s <= 7 * 86400):
+        raise UserError("scenario.min_duration_s", f"{rules.min_duration_s:g} s is out of range", "Give 0 to 604,800 s")
+    positive = {
+        "scenario.min_query_count": rules.min_query_count,
+        "scenario.samples": rules.samples,
+        "scenario.expected_latency_ms": rules.expected_latency_ms,
+        "scenario.stall_timeout_s": rules.stall_timeout_s,
+        "dataset.samples": config.dataset.samples,
+        "dataset.mean_prompt_tokens": config.dataset.mean_prompt_tokens,
+        "dataset.sigma_prompt_tokens": config.dataset.sigma_prompt_tokens,
+        "model.max_new_tokens": config.model.max_new_tokens,
+        "model.max_prompt_tokens": config.model.max_prompt_tokens,
+        "tracking.interval_s": config.tracking.interval_s,
+        "tracking.timeout_s": config.tracking.timeout_s,
+    }
+    for key, value in positive.items():
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UserError(key, f"{value:g} is not above 0", "Give a positive number")
+    duration_queries = (rules.target_qps or 0) * rules.min_duration_s
+    if duration_queries > 50e6:
+        raise UserError(
+            "scenario.target_qps",
+            f"{rules.target_qps:g} for {rules.min_duration_s:g} s makes {duration_queries:,.0f} queries",
+            "Lower it, or scenario.min_duration_s, to at most 50 million queries",
+        )
+    if not 0 <= config.model.min_new_tokens <= config.model.max_new_tokens:
+        raise UserError("model.min_new_tokens", "is above model.max_new_tokens", "Give 0 to model.max_new_tokens")
+
+
+def _check_names(config: Config) -> None:
+    _no_credentials("tracking.uri", config.tracking.uri, "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+    if (config.model.benchmark or "").endswith("-edge") and config.scenario.name not in EDGE_SCENARIOS:
+        raise UserError(
+            "scenario",
+            f"{config.scenario.name.name} is not run for {config.model.name}, an edge benchmark",
+            "Use scenario=offline or scenario=single_stream, or model=llama3_8b",
+        )
+    if isinstance(config.backend, SimulatedBackend | OpenaiBackend):
+        return
+    if config.hw.nodes > 1:
+        raise UserError(
+            "hw",
+            f"{config.hw.name} spans {config.hw.nodes} nodes, and backend={config.backend.name} drives the engine of one",
+            "Serve the model on each node and use backend=openai backend.urls=[...], or choose a profile of one node",
+        )
+    if config.model.path.startswith("builtin:") and config.model.weights is Weights.dummy:
+        raise UserError("model.weights", f"{config.model.name} makes its own weights", "Leave out model.weights=dummy")
+
+
+def _no_credentials(key: str, url: str, remedy: str) -> None:
+    if urlsplit(url).username or urlsplit(url).password:
+        raise UserError(key, "must not hold a user name or password: it is recorded with the run", remedy)
+
+
+def _modes(config: Config, derived: list[Derived]) -> tuple[str, ...]:
+    wanted = config.scenario.mode
+    scored = config.model.weights is not Weights.dummy and config.dataset.name != "synthetic"
+    scored = scored and not isinstance(config.backend, SimulatedBackend)
+    if not scored and wanted is Mode.accuracy:
+        raise UserError(
+            "scenario.mode",
+            "accuracy cannot be measured with dummy weights, synthetic prompts or a simulated system",
+            "Use scenario.mode=performance, or real weights and a data set with references",
+        )
+    if not scored and wanted is Mode.both:
+        why = "dummy weights, synthetic prompts and a simulated system have no accuracy; the run cannot be valid"
+        derived.append(Derived("scenario.mode", "performance", why))
+        wanted = Mode.performance
+    return ("performance", "accuracy") if wanted is Mode.both else (wanted.value,)
+
+
+def _engine(config: Config, derived: list[Derived], warnings: list[str]) -> dict[str, Any]:
+    """vLLM's arguments: the user's, MLPerf's rules, and what the hardware profile says about the rest."""
+    model, given = config.model, dict(config.backend.engine)
+
+    def fill(key: str, value: Any, why: str) -> None:
+        if key not in given:
+            given[key] = value
+            derived.append(Derived(f"backend.engine.{key}", value, why))
+
+    longest = model.max_prompt_tokens + model.max_new_tokens
+    if longest > model.architecture.max_context:
+        raise UserError(
+            "model.max_prompt_tokens",
+            f"{longest} tokens of prompt and output exceed the model's context of {model.architecture.max_context}",
+            f"Give at most {model.architecture.max_context - model.max_new_tokens}",
+        )
+    fill("dtype", model.dtype, "the model's own type")
+    fill("seed", config.seed, "the run's seed")
+    fill("max_model_len", longest, "the longest prompt and its output")
+    fill("enable_prefix_caching", False, "MLPerf allows no caching between queries")
+    fill("generation_config", "vllm", "MLPerf's greedy decoding, not the checkpoint's sampling defaults")
+    fill("stream_interval", model.max_new_tokens, "only the first and the last token of a query are reported")
+    fill("disable_log_stats", True, "the framework measures by itself")
+    fill("skip_tokenizer_init", True, "token ids in, token ids out: text is made after the timed part")
+    if model.weights is Weights.dummy:
+        fill("load_format", "dummy", "model.weights=dummy")
+    if given["max_model_len"] < longest:
+        warnings.append(
+            f"backend.engine.max_model_len={given['max_model_len']} is below the {longest} tokens that the longest "
+            "sample of MLPerf's data set needs"
+        )
+    if config.hw.device is Device.cuda:
+        fill("gpu_memory_utilization", config.backend.gpu_memory_utilization, "backend.gpu_memory_utilization")
+        _size(config, given, fill)
+    else:
+        fill("max_num_seqs", 256, "as many sequences as a processor keeps busy")
+    return given
+
+
+def _size(config: Config, given: dict[str, Any], fill: Any) -> None:
+    """Refuse a model that does not fit the card; derive parallelism and the number of sequences."""
+    hw, model = config.hw, config.model
+    weight = _bytes("backend.engine.quantization", given.get("quantization"), given["dtype"])
+    cache = given.get("kv_cache_dtype", "auto")
+    kv = _bytes("backend.engine.kv_cache_dtype", None if cache == "auto" else cache, given["dtype"])
+    degree = given.get("tensor_parallel_size", hw.gpus_per_node)
+    if degree > hw.gpus_per_node or model.architecture.heads % degree:
+        raise UserError(
+            "backend.engine.tensor_parallel_size",
+            f"{degree} does not suit {hw.gpus_per_node} GPUs a node and {model.architecture.heads} attention heads",
+            f"Give a divisor of {model.architecture.heads} up to {hw.gpus_per_node}",
+        )
+    result = fit(
+        model.architecture,
+        memory_gib=hw.memory_gib,
+        utilization=float(given["gpu_memory_utilization"]),
+        tensor_parallel=degree,
+        weight=weight,
+        kv=kv,
+        batched_tokens=int(given.get("max_num_batched_tokens", 8192)),
+    )
+    if result.kv_tokens < given["max_model_len"]:
+        raise UserError("hw", _too_small(config, result, int(given["max_model_len"])), _larger(config))
+    if hw.gpus_per_node > 1:
+        fill("tensor_parallel_size", degree, f"one engine over the node's {hw.gpus_per_node} GPUs")
+    mean = config.dataset.mean_prompt_tokens + model.max_new_tokens / 2
+    sequences = max(1, min(1024, int(result.kv_tokens / mean)))
+    sequences = sequences if sequences < 16 else sequences // 8 * 8
+    fill(
+        "max_num_seqs",
+        sequences,
+        f"{result.kv_tokens:,} tokens of context fit beside {result.weight_bytes / GIB:.1f} GiB of weights in "
+        f"{result.usable_bytes / GIB:.1f} GiB, at about {mean:.0f} tokens a sequence",
+    )
+
+
+def _bytes(key: str, name: str | None, dtype: str) -> float:
+    chosen = name or dtype
+    if chosen in ("awq", "gptq", "awq_marlin", "gptq_marlin", "bitsandbytes", "mxfp4", "modelopt_fp4"):
+        return 0.5
+    for known, size in BYTES.items():
+        if chosen == known or chosen.startswith(known):
+            return size
+    if name is not None:  # a quantization of vLLM's that this table does not know: assume one byte
+        return 1.0
+    raise UserError(key, f"the size of type '{chosen}' is not known", f"Use one of {', '.join(BYTES)}")
+
+
+def _too_small(config: Config, result: Fit, longest: int) -> str:
+    return (
+        f"{config.model.name} does not fit on {config.hw.name}: of {result.usable_bytes / GIB:.1f} GiB a GPU, weights take "
+        f"{result.weight_bytes / GIB:.1f} GiB and working space {result.work_bytes / GIB:.1f} GiB, which leaves room for "
+        f"{result.kv_tokens:,} tokens of context where one sequence needs {longest:,}"
+    )
+
+
+def _larger(config: Config) -> str:
+    return "Use a larger profile, more GPUs (backend.engine.tensor_parallel_size) or backend.engine.quantization=fp8"

@@ -1,0 +1,45 @@
+"""What a run says while it lasts: on the terminal, and in ``live.jsonl`` for MLflow and for other terminals."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from mlperf_exp.display import Display
+from mlperf_exp.live_log import LiveLog
+from mlperf_exp.messages import Plan
+from mlperf_exp.records import Live
+
+
+class Progress:
+    """The display and the live log as one; neither can end a run."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._display = Display(plan.config.progress)
+        self._log = LiveLog(plan.run_dir / "live.jsonl")
+        self._phase = "prepare"
+        self._expected: int | None = None
+
+    def __enter__(self) -> Self:
+        self._display.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._log.close()
+        self._display.__exit__(kind, error, trace)
+
+    def phase(self, name: str, expected: int | None = None, expected_s: float | None = None) -> None:
+        """A phase begins; ``expected`` counts its queries or samples, ``expected_s`` its seconds at least."""
+        self._phase, self._expected = name, expected
+        self._display.phase(name, expected, expected_s)
+
+    def update(self, live: Live) -> None:
+        """The state of the test now."""
+        self._log.append(self._phase, live, self._expected)
+        self._display.update(live)
+
+    def score(self, done: int, total: int) -> None:
+        """So many samples are scored."""
+        self._display.score(done, total)

@@ -1,0 +1,182 @@
+"""One row a query: when it was sent, when its first token and its end came, and what it gave.
+
+The columns are plain arrays, appended to by LoadGen's thread and filled in by the system's threads; a lock is held
+once a batch, so that the cost stays below a microsecond or two a query.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlperf_exp.messages import Completion
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The state of a test now; rates and percentiles over what finished since the last look, NaN where nothing did."""
+
+    elapsed_s: float
+    issued: int
+    completed: int
+    errors: int
+    tokens: int
+    samples_per_second: float
+    tokens_per_second: float
+    ttft_p50_ms: float
+    ttft_p99_ms: float
+    tpot_p50_ms: float
+    tpot_p99_ms: float
+
+
+class Records:
+    """The queries of one LoadGen test; see the module. Times are ``perf_counter_ns``; 0 means not yet."""
+
+    def __init__(self) -> None:
+        self.started_ns = time.perf_counter_ns()
+        self.responses = array("Q")  # LoadGen's response ids
+        self.index = array("q")
+        self.issued_ns = array("q")
+        self.first_token_ns = array("q")
+        self.completed_ns = array("q")
+        self.tokens = array("q")
+        self.errors: dict[int, str] = {}
+        self.duplicates = 0
+        self.finished: list[int] = []  # rows in the order of their end
+        self._lock = threading.Lock()
+        self._seen = 0
+        self._seen_tokens = 0
+        self._seen_at_ns = self.started_ns
+
+    @property
+    def issued(self) -> int:
+        """Queries that LoadGen has sent."""
+        return len(self.completed_ns)
+
+    @property
+    def outstanding(self) -> int:
+        """Queries sent and not finished."""
+        return len(self.completed_ns) - len(self.finished)
+
+    def add(self, responses: Sequence[int], indices: Sequence[int]) -> int:
+        """Append queries that are sent now; returns the first one's row."""
+        now = time.perf_counter_ns()
+        count = len(indices)
+        zeros = bytes(8 * count)
+        with self._lock:
+            first = len(self.index)
+            self.responses.extend(responses)
+            self.index.extend(indices)
+            self.issued_ns.extend((now,) * count)
+            self.first_token_ns.frombytes(zeros)
+            self.tokens.frombytes(zeros)
+            self.completed_ns.frombytes(zeros)
+        return first
+
+    def claim_first_tokens(self, rows: Sequence[int]) -> list[int]:
+        """Stamp first tokens; returns the rows for which this is the first word of it."""
+        now = time.perf_counter_ns()
+        with self._lock:
+            fresh = [row for row in rows if not self.first_token_ns[row] and not self.completed_ns[row]]
+            for row in fresh:
+                self.first_token_ns[row] = now
+        return fresh
+
+    def claim(self, completions: Sequence[Completion]) -> list[Completion]:
+        """Stamp ends; returns those that were not finished before, and counts the others as duplicates."""
+        now = time.perf_counter_ns()
+        fresh = []
+        with self._lock:
+            for completion in completions:
+                row = completion.row
+                if self.completed_ns[row]:
+                    self.duplicates += 1
+                    continue
+                self.completed_ns[row] = now
+                if completion.error is None:
+                    self.tokens[row] = completion.count
+                else:
+                    self.errors[row] = completion.error
+                self.finished.append(row)
+                fresh.append(completion)
+        return fresh
+
+    def unfinished(self) -> list[int]:
+        """The rows that were sent and have not ended."""
+        with self._lock:
+            return [row for row, at in enumerate(self.completed_ns) if not at]
+
+    def live(self) -> Live:
+        """The state now; the window is the time since the last call."""
+        import numpy as np
+
+        now = time.perf_counter_ns()
+        end = len(self.finished)
+        rows = [row for row in self.finished[self._seen : end] if row not in self.errors]
+        window_s = max((now - self._seen_at_ns) / 1e9, 1e-9)
+        self._seen, self._seen_at_ns = end, now
+        tokens = np.array([self.tokens[r] for r in rows], dtype=np.int64)
+        issued = np.array([self.issued_ns[r] for r in rows], dtype=np.int64)
+        first = np.array([self.first_token_ns[r] for r in rows], dtype=np.int64)
+        done = np.array([self.completed_ns[r] for r in rows], dtype=np.int64)
+        ttft = (first - issued)[first > 0] / 1e6
+        self._seen_tokens += int(tokens.sum())
+        several = (tokens > 1) & (first > 0)
+        tpot = (done - first)[several] / (tokens[several] - 1) / 1e6
+        nan = float("nan")
+        return Live(
+            elapsed_s=(now - self.started_ns) / 1e9,
+            issued=self.issued,
+            completed=end,
+            errors=len(self.errors),
+            tokens=self._seen_tokens,
+            samples_per_second=len(rows) / window_s,
+            tokens_per_second=float(tokens.sum()) / window_s,
+            ttft_p50_ms=float(np.percentile(ttft, 50)) if len(ttft) else nan,
+            ttft_p99_ms=float(np.percentile(ttft, 99)) if len(ttft) else nan,
+            tpot_p50_ms=float(np.percentile(tpot, 50)) if len(tpot) else nan,
+            tpot_p99_ms=float(np.percentile(tpot, 99)) if len(tpot) else nan,
+        )
+
+    def write_parquet(self, path: Path, prompt_tokens: Sequence[int]) -> None:
+        """Write a row a query: row, index, prompt_tokens, tokens, issued_s, ttft_ms, latency_ms, tpot_ms, error.
+
+        ``issued_s`` counts from the first query; latencies count from sending; null where there is none.
+        ``prompt_tokens[i]`` is the prompt's length of sample ``i``.
+        """
+        import os
+
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        issued = np.array(self.issued_ns, dtype=np.int64)
+        count = len(issued)
+        first = np.array(self.first_token_ns[:count], dtype=np.int64)
+        done = np.array(self.completed_ns[:count], dtype=np.int64)
+        tokens = np.array(self.tokens[:count], dtype=np.int64)
+        failed = np.zeros(count, dtype=bool)
+        failed[list(self.errors)] = True
+        ended = (done > 0) & ~failed
+        started = (first > 0) & ~failed
+        several = ended & started & (tokens > 1)
+        start = issued[0] if count else 0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            columns = {
+                "row": pa.array(np.arange(count)),
+                "index": pa.array(np.array(self.index[:count], dtype=np.int64)),
+                "prompt_tokens": pa.array(np.array([prompt_tokens[i] for i in self.index[:count]], dtype=np.int64)),
+                "tokens": pa.array(tokens),
+                "issued_s": pa.array((issued - start) / 1e9),
+                "ttft_ms": pa.array((first - issued) / 1e6, mask=~started),
+                "latency_ms": pa.array((done - issued) / 1e6, mask=~ended),
+                "tpot_ms": pa.array((done - first) / (tokens - 1) / 1e6, mask=~several),
+                "error": pa.array([self.errors.get(row) for row in range(count)], type=pa.string()),
+            }
+        aside = path.with_suffix(".parquet.part")
+        pq.write_table(pa.table(columns), aside)
+        os.replace(aside, path)

@@ -1,0 +1,278 @@
+"""The main path: Config -> Plan -> Measurement -> Verdict -> Result, in a run's folder, in MLflow, on a page."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from mlperf_exp import environment, measure
+from mlperf_exp.config import Config
+from mlperf_exp.errors import Interrupted, InvalidResult, RunFailed, UserError
+from mlperf_exp.files import write_atomic, write_json
+from mlperf_exp.inputs import Inputs, load
+from mlperf_exp.judge import judge
+from mlperf_exp.messages import Measurement, Plan, Verdict
+from mlperf_exp.plan import make_plan
+from mlperf_exp.progress import Progress
+from mlperf_exp.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Do one run and return its result, which is then also in ``result.json``, MLflow and the report.
+
+    Raises:
+        UserError: the run was refused before it started.
+        RunFailed, Interrupted, InvalidResult: after all that was finished has been kept.
+    """
+    start = Start.now()
+    plan = make_plan(cfg, Path(HydraConfig.get().runtime.output_dir))
+    with _signals(), _only_run_in(plan.run_dir):
+        write_atomic(plan.run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
+        inputs = load(plan)
+        plan = replace(plan, derived=(*plan.derived, *inputs.derived))
+        tracker = Tracker.start(plan.run_dir, plan.config.tracking, run_id(plan), run_name(plan.config), tags(plan))
+        with Progress(plan) as progress:
+            start.phases["prepare_s"] = start.elapsed_s
+            measurement = _measure(plan, inputs, progress)
+        verdict = judge(plan, measurement)
+        result = make_result(plan, inputs, measurement, verdict, start)
+        _keep(plan, result)
+        _track(plan, result, tracker, start)
+    _show(plan, result)
+    _raise_for(plan, result)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """When the run began, by two clocks, and the phases measured so far."""
+
+    at: datetime
+    counter: float
+    phases: dict[str, float]
+
+    @classmethod
+    def now(cls) -> Start:
+        """The moment at which the process itself began, where the system tells, else this one."""
+        age = _process_age_s()
+        moment = datetime.now(UTC).timestamp() - age
+        return cls(datetime.fromtimestamp(moment, UTC), time.perf_counter() - age, {})
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the beginning."""
+        return time.perf_counter() - self.counter
+
+
+_jobs_in_process = 0
+
+
+def _process_age_s() -> float:
+    """Seconds since this process started; 0 for a second job in one process, and where /proc does not tell."""
+    global _jobs_in_process
+    _jobs_in_process += 1
+    if _jobs_in_process > 1:
+        return 0.0
+    try:
+        import psutil
+
+        return max(0.0, time.time() - psutil.Process().create_time())
+    except (ImportError, OSError):
+        return 0.0
+
+
+def _measure(plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
+    from mlperf_exp.bench import bench
+
+    try:
+        return bench(plan, inputs, progress)
+    except UserError:
+        raise
+    except OSError as error:
+        return Measurement({}, {}, failure=f"{error.filename or 'a file'}: {error.strerror}")
+    except Exception as error:  # a fault of the program's own: kept as a failed run, with its traceback in the log
+        log.exception("the measurement broke")
+        return Measurement({}, {}, failure=f"{type(error).__name__}: {error} (traceback in {plan.run_dir / 'run.log'})")
+
+
+def run_id(plan: Plan) -> str:
+    """A name for the run that no other run has: its folder's, with the sweep's before it."""
+    folder = plan.run_dir
+    return folder.name if not folder.name.isdigit() else f"{folder.parent.name}-{folder.name}"
+
+
+def run_name(config: Config) -> str:
+    """The name that people read."""
+    return config.name or f"{config.model.name} {config.hw.name} {config.scenario.name.name}"
+
+
+def tags(plan: Plan) -> dict[str, str]:
+    """What MLflow's users filter by."""
+    config = plan.config
+    return {
+        "model": config.model.name,
+        "hw": config.hw.name,
+        "scenario": config.scenario.name.name,
+        "backend": config.backend.name,
+        "division": config.division.name,
+        "dataset": config.dataset.name,
+    }
+
+
+def make_result(
+    plan: Plan, inputs: Inputs, measurement: Measurement, verdict: Verdict, start: Start
+) -> dict[str, Any]:
+    """The record of a run; see ``docs/architecture.md`` for its fields."""
+    total_s = start.elapsed_s
+    full = plan.config.model.performance_samples or len(inputs.samples)
+    status = "interrupted" if measurement.interrupted else "failed" if measurement.failure else "finished"
+    return {
+        "schema": 1,
+        "run": {
+            "id": run_id(plan),
+            "name": run_name(plan.config),
+            "status": status,
+            "error": measurement.failure,
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "overrides": list(HydraConfig.get().overrides.task),
+            "started_at": start.at.isoformat(timespec="milliseconds"),
+            "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        },
+        "plan": {
+            "config": OmegaConf.to_container(OmegaConf.structured(plan.config), enum_to_str=True),
+            "engine": plan.engine,
+            "modes": list(plan.modes),
+            "derived": [asdict(item) for item in plan.derived],
+            "warnings": list(plan.warnings),
+        },
+        "environment": environment.describe(),
+        "verdict": verdict.as_dict(),
+        "metrics": measurement.metrics | measure.honest(measurement.metrics, total_s, full),
+        "phases": {**start.phases, **measurement.phases, "total_s": total_s},
+        "tests": {
+            test.mode: {
+                "loadgen": test.loadgen,
+                "issued": test.issued,
+                "completed": test.completed,
+                "errors": test.errors,
+                "first_error": test.first_error,
+                "wall_s": test.wall_s,
+            }
+            for test in measurement.tests
+        },
+        "artifacts": [],
+    }
+
+
+def _keep(plan: Plan, result: dict[str, Any]) -> None:
+    """result.json first; then the report, which can be made again from it."""
+    path = plan.run_dir / "result.json"
+    result["artifacts"] = artifacts(plan.run_dir)
+    write_json(path, result)
+    try:
+        from mlperf_exp.report import write_report
+
+        write_report(plan.run_dir, result)
+    except Exception as error:  # a page must not cost a result
+        log.exception("the report broke")
+        result["verdict"]["warnings"] = [*result["verdict"]["warnings"], f"The report could not be made: {error}"]
+    result["artifacts"] = artifacts(plan.run_dir)
+    write_json(path, result)
+
+
+def _track(plan: Plan, result: dict[str, Any], tracker: Tracker, start: Start) -> None:
+    outcome = tracker.finish(plan.config.tracking.timeout_s)
+    if not outcome.ok:
+        result["verdict"]["warnings"] = [*result["verdict"]["warnings"], outcome.message]
+    result["run"]["mlflow_run_id"] = outcome.mlflow_run_id
+    result["phases"]["track_s"] = outcome.seconds
+    result["phases"]["total_s"] = start.elapsed_s
+    write_json(plan.run_dir / "result.json", result)
+
+
+def artifacts(folder: Path) -> list[dict[str, Any]]:
+    """The run's files with size and SHA-256; what Hydra and the running program still write to is left out."""
+    skipped = {"result.json", "run.log", "tracking.log", "engine.log", "mlflow_run.json", "run.lock"}
+    found = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_file() and relative.name not in skipped and not relative.name.startswith("."):
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            found.append({"path": str(relative), "bytes": path.stat().st_size, "sha256": digest})
+    return found
+
+
+def _show(plan: Plan, result: dict[str, Any]) -> None:
+    if not plan.config.progress:
+        return
+    from rich.console import Console
+
+    from mlperf_exp.report.terminal import summary_table
+
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        Console().print(summary_table(result, plan.run_dir))
+
+
+def _raise_for(plan: Plan, result: dict[str, Any]) -> None:
+    error, folder = result["run"]["error"], plan.run_dir
+    if result["run"]["status"] == "interrupted":
+        raise Interrupted(f"interrupted; what was finished is in {folder}")
+    if result["run"]["status"] == "failed":
+        raise RunFailed(f"the run failed: {error}; what was finished is in {folder}")
+    if plan.config.fail_on_invalid and not result["verdict"]["valid"]:
+        raise InvalidResult(f"the run is not valid: {result['verdict']['reasons'][0]}")
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """The first SIGINT, SIGTERM or SIGHUP interrupts; while the run is then put away, further ones are ignored."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def interrupt(number: int, _: object) -> None:
+        for other in numbers:
+            signal.signal(other, signal.SIG_IGN)
+        raise Interrupted(f"interrupted by {signal.Signals(number).name}")
+
+    try:
+        before = {number: signal.signal(number, interrupt) for number in numbers}
+    except ValueError:  # not the main thread: whoever started this one handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _only_run_in(folder: Path) -> Iterator[None]:
+    """Hold the folder: two runs in one, or a run over another's result, are refused."""
+    with (folder / "run.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                "hydra.run.dir", f"another run is writing to {folder}", "Give this one a folder of its own"
+            ) from None
+        if (folder / "result.json").exists():
+            raise UserError("hydra.run.dir", f"{folder} already holds a result", "Give this run a folder of its own")
+        yield
+
+

@@ -1,0 +1,29 @@
+"""Systems under test: one file a backend, and the table of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlperf_exp.config import OpenaiBackend, SimulatedBackend, VllmBackend
+from mlperf_exp.messages import Plan
+from mlperf_exp.sut.base import SystemUnderTest
+
+
+def create(plan: Plan, model: Path | None) -> SystemUnderTest:
+    """The plan's system, not yet started. ``model`` is the checkpoint's folder, where the backend reads one."""
+    backend = plan.config.backend
+    if isinstance(backend, VllmBackend):
+        from mlperf_exp.sut.vllm import Vllm
+
+        assert model is not None
+        return Vllm(plan, model)
+    if isinstance(backend, OpenaiBackend):
+        from mlperf_exp.sut.openai import OpenAI
+
+        rules = plan.config.model
+        return OpenAI(backend, model=rules.path, max_tokens=rules.max_new_tokens, min_tokens=rules.min_new_tokens)
+    if isinstance(backend, SimulatedBackend):
+        from mlperf_exp.sut.simulated import Simulated
+
+        return Simulated(backend, plan.config.seed)
+    raise AssertionError(f"no system for {type(backend).__name__}")

@@ -1,0 +1,43 @@
+"""The contract between LoadGen's driver and a system under test.
+
+The driver hands over queries and a :class:`Sink`; the system answers through the sink, from any thread. Nothing that
+a system does may hang or crash LoadGen: every submitted query is completed exactly once, with tokens or an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from mlperf_exp.messages import Completion, Query, Sample
+
+
+class Sink(Protocol):
+    """Where a system's answers go; every method is safe to call from any thread and stamps the time itself."""
+
+    def first_token(self, rows: Sequence[int], tokens: Sequence[int] = ()) -> None:
+        """The first output token of these queries exists now; ``tokens`` are their ids, one a row, where known."""
+
+    def complete(self, completions: Sequence[Completion]) -> None:
+        """These queries are finished now; a second completion of a query is counted and ignored."""
+
+    def failed(self, reason: str) -> None:
+        """The whole system is lost: all that is outstanding ends with this error and the run as failed."""
+
+
+class SystemUnderTest(Protocol):
+    """A system that LoadGen can load."""
+
+    def start(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """Load, compile and warm up; return the seconds of each phase, such as ``{"start_s": 31.2}``.
+
+        Raises:
+            UserError: the system cannot start because of what the user asked for.
+            RunFailed: it did not start for another reason.
+        """
+
+    def submit(self, queries: Sequence[Query], sink: Sink) -> None:
+        """Take the queries and return at once; never raises. Called from LoadGen's thread."""
+
+    def stop(self) -> None:
+        """Release everything; works after a failed start, and twice."""

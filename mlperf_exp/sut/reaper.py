@@ -1,0 +1,71 @@
+"""Sees to it that no engine outlives the framework: a small process that waits for its parent's end.
+
+vLLM's engine, a process of its own, keeps running, and keeps a GPU's memory, when its parent is killed. All processes
+that are started after :meth:`Reaper.start` inherit a mark in their environment; when the parent's end of a pipe closes,
+for whatever reason, the reaper kills every process that carries the mark.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+_VARIABLE = "MLPERF_EXP_MARK"
+
+
+class Reaper:
+    """The parent's handle; see the module."""
+
+    def __init__(self, mark: str, process: subprocess.Popen[bytes]) -> None:
+        self._mark, self._process = mark, process
+
+    @classmethod
+    def start(cls) -> Reaper:
+        """Start the process and mark this one's future children."""
+        mark = secrets.token_hex(8)
+        clean = {key: value for key, value in os.environ.items() if key != _VARIABLE}
+        process = subprocess.Popen(
+            [sys.executable, "-S", __file__, mark],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=clean,
+            start_new_session=True,
+        )
+        os.environ[_VARIABLE] = mark
+        return cls(mark, process)
+
+    def kill(self) -> None:
+        """End what still carries the mark, and the reaper."""
+        os.environ.pop(_VARIABLE, None)
+        kill_marked(self._mark)
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+
+def kill_marked(mark: str) -> None:
+    """Kill every process, but this one, that started with the mark in its environment."""
+    wanted = f"{_VARIABLE}={mark}".encode()
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        try:
+            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                os.kill(int(folder.name), signal.SIGKILL)
+        except OSError:  # gone meanwhile, or another user's
+            continue
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    sys.stdin.buffer.read()  # returns when the parent is gone, or closes the pipe
+    kill_marked(sys.argv[1])
