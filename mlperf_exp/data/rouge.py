@@ -8,7 +8,7 @@ them.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -30,7 +30,7 @@ _Rows = tuple[list[tuple[float, ...]], int]
 
 
 def score(
-    outputs: Mapping[int, Sequence[SupportsInt]],
+    outputs: Mapping[int, Iterable[SupportsInt]],
     references: Sequence[str],
     decode: Decode,
     processes: int | None = None,
@@ -94,7 +94,7 @@ def accuracy_text(score: Score) -> str:
 
 
 def _chunks(
-    outputs: Mapping[int, Sequence[SupportsInt]], references: Sequence[str], decode: Decode
+    outputs: Mapping[int, Iterable[SupportsInt]], references: Sequence[str], decode: Decode
 ) -> Iterator[tuple[list[str], list[str]]]:
     indices = list(outputs)
     for start in range(0, len(indices), _CHUNK):

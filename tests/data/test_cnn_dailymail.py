@@ -50,8 +50,8 @@ def test_the_prompt_is_the_references_to_the_letter(tmp_path: Path) -> None:
     path = write(tmp_path, [record(0, tok_input=...)])  # ids are not needed where they are made
     (sample,) = load(path, letters, None, 2540)
     assert "".join(map(chr, sample.tokens)) == (
-        "Summarize the following news article in 128 tokens. Please output the summary only, without any other text.\n\n"
-        "Article:\nArticle 0 — it rained in {Malmö}.\n\nSummary:"
+        "Summarize the following news article in 128 tokens. Please output the summary only, without any other text."
+        "\n\nArticle:\nArticle 0 — it rained in {Malmö}.\n\nSummary:"
     )
     assert prompt("{input}").endswith("Article:\n{input}\n\nSummary:")
 
@@ -68,32 +68,48 @@ def test_other_writers_are_understood(tmp_path: Path) -> None:
 
 GOOD = json.dumps([record(0), record(1)], indent=4, ensure_ascii=False).encode()
 
+PATH = "dataset.path"
 FAULTS: dict[str, tuple[Any, dict[str, Any], str, list[str]]] = {
     # name: content, arguments, key, what the line must say
-    "cut short": (GOOD[:-40], {}, "dataset.path", ["cut short", f"byte {len(GOOD) - 40}", "line "]),
-    "cut inside a letter": (GOOD[: GOOD.index("—".encode()) + 1], {}, "dataset.path", ["cut short"]),
-    "empty file": (b"", {}, "dataset.path", ["is empty"]),
-    "broken": (GOOD.replace(b'"output"', b"output", 1), {}, "dataset.path", ["broken", "at byte ", "line 12"]),
-    "text behind": (GOOD + b"\n{}", {}, "dataset.path", ["trailing characters"]),
-    "latin-1": (GOOD.decode().replace("—", "-").encode("latin-1"), {}, "dataset.path", ["not UTF-8", "line 6"]),
-    "utf-16": (GOOD.decode().encode("utf-16"), {}, "dataset.path", ["not UTF-8 (byte 0, line 1)"]),
-    "an object": ({"data": []}, {}, "dataset.path", ["expected array, got object"]),
-    "a list of strings": (["a"], {}, "dataset.path", ["record 0 (from 0): expected object, got str"]),
-    "empty list": ([], {}, "dataset.path", ["empty list", "mlperf_exp.data.prepare"]),
-    "missing fields": ([record(0), record(1, input=..., output=...)], {}, "dataset.path", ["record 1", "input, output"]),
-    "missing all": ([{}], {}, "dataset.path", ["record 0", "input, output, tok_input"]),
-    "null article": ([record(0), record(1, input=None)], {}, "dataset.path", ["record 1 (from 0), input: expected str"]),
-    "empty article": ([record(0), record(1, input=" \n")], {}, "dataset.path", ["record 1", "empty article"]),
-    "no ids": ([record(0), record(1, tok_input=...)], {}, "dataset.path", ["record 1", "tok_input", "dataset.tokenize=true"]),
-    "null ids": ([record(0, tok_input=None)], {}, "dataset.path", ["record 0", "tok_input", "dataset.tokenize=true"]),
-    "empty ids": ([record(0, tok_input=[])], {}, "dataset.path", ["record 0", "tok_input", "dataset.tokenize=true"]),
-    "ids as text": ([record(0, tok_input=[1, "2"])], {}, "dataset.path", ["tok_input[1]", "expected int, got str"]),
-    "negative id": ([record(0, tok_input=[1, -2])], {}, "dataset.path", ["tok_input[1]", ">= 0"]),
-    "id too large": ([record(0), record(1)], {"vocab_size": 128000}, "dataset.path", ["record 0", "128000", "127999"]),
+    "cut short": (GOOD[:-40], {}, PATH, ["cut short", f"byte {len(GOOD) - 40}", "line "]),
+    "cut inside a letter": (GOOD[: GOOD.index("—".encode()) + 1], {}, PATH, ["cut short"]),
+    "empty file": (b"", {}, PATH, ["is empty"]),
+    "broken": (GOOD.replace(b'"output"', b"output", 1), {}, PATH, ["broken", "at byte ", "line 12"]),
+    "text behind": (GOOD + b"\n{}", {}, PATH, ["trailing characters"]),
+    "latin-1": (GOOD.decode().replace("—", "-").encode("latin-1"), {}, PATH, ["not UTF-8", "line 6"]),
+    "utf-16": (GOOD.decode().encode("utf-16"), {}, PATH, ["not UTF-8 (byte 0, line 1)"]),
+    "an object": ({"data": []}, {}, PATH, ["expected array, got object"]),
+    "a list of strings": (["a"], {}, PATH, ["record 0 (from 0): expected object, got str"]),
+    "empty list": ([], {}, PATH, ["empty list", "mlperf_exp.data.prepare"]),
+    "missing fields": (
+        [record(0), record(1, input=..., output=...)],
+        {},
+        PATH,
+        ["record 1", "input, output"],
+    ),
+    "missing all": ([{}], {}, PATH, ["record 0", "input, output, tok_input"]),
+    "null article": (
+        [record(0), record(1, input=None)],
+        {},
+        PATH,
+        ["record 1 (from 0), input: expected str"],
+    ),
+    "empty article": ([record(0), record(1, input=" \n")], {}, PATH, ["record 1", "empty article"]),
+    "no ids": (
+        [record(0), record(1, tok_input=...)],
+        {},
+        PATH,
+        ["record 1", "tok_input", "dataset.tokenize=true"],
+    ),
+    "null ids": ([record(0, tok_input=None)], {}, PATH, ["record 0", "tok_input", "dataset.tokenize=true"]),
+    "empty ids": ([record(0, tok_input=[])], {}, PATH, ["record 0", "tok_input", "dataset.tokenize=true"]),
+    "ids as text": ([record(0, tok_input=[1, "2"])], {}, PATH, ["tok_input[1]", "expected int, got str"]),
+    "negative id": ([record(0, tok_input=[1, -2])], {}, PATH, ["tok_input[1]", ">= 0"]),
+    "id too large": ([record(0), record(1)], {"vocab_size": 128000}, PATH, ["record 0", "128000", "127999"]),
     "prompt too long": (
         [record(0), record(1, tok_input=[5] * 30), record(2, tok_input=[5] * 20)],
         {"max_tokens": 12},
-        "dataset.path",
+        PATH,
         ["2 of 3 prompts", "12 tokens allowed", "record 1", "with 30", "model.max_prompt_tokens=30"],
     ),
     "limit too large": ([record(0)], {"limit": 2}, "dataset.samples", ["2 samples", "has 1", "null for all"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -75,10 +74,11 @@ def reference(
 def news(count: int, seed: int = 1) -> list[str]:
     """Made-up news: few words, so that they overlap; with what breaks tokenizers."""
     random = np.random.default_rng(seed)
-    words = (
+    text = (
         "the a of police said running runs ran quickly house houses U.S. Dr. 3.5 $40m — “late” café "
         "it's president election elected storm killed two people in Paris on Monday who's naïve\n"
-    ).split(" ")
+    )
+    words = text.split(" ")
     sentences = [" ".join(random.choice(words, random.integers(1, 22))).capitalize() + "." for _ in range(count * 4)]
     return [" ".join(sentences[4 * n : 4 * n + random.integers(1, 5)]) for n in range(count)]
 
@@ -227,7 +227,7 @@ def test_a_scoring_process_imports_nothing_heavy() -> None:
         "import sys, mlperf_exp.data.rouge_pairs;"
         "print([m for m in ('torch', 'transformers', 'vllm', 'hydra', 'mlperf_exp.config') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
@@ -251,7 +251,8 @@ def test_the_checker_reads_the_accuracy_line(untrained: None) -> None:
 
 
 def test_numpys_numbers_become_plain_ones() -> None:
-    metrics = {name: np.float64(38.7792) for name in TYPES} | {"gen_len": np.int64(8167644), "gen_num": 13368.0}
+    metrics: dict[str, float] = {name: np.float64(38.7792) for name in TYPES}
+    metrics |= {"gen_len": np.int64(8167644), "gen_num": 13368.0}  # type: ignore[dict-item]
     assert accuracy_text(Score(metrics)) == (
         "{'rouge1': '38.7792', 'rouge2': '38.7792', 'rougeL': '38.7792', 'rougeLsum': '38.7792', "
         "'gen_len': 8167644, 'gen_num': 13368}"
