@@ -1,0 +1,69 @@
+"""What a terminal shows at the end of a run: the verdict with its reasons, the figures, where the report is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mlperf_exp.report import view
+from mlperf_exp.report.text import MISSING
+
+_TONES = {"good": "green", "bad": "red", "neutral": "yellow"}
+_MARKS = {view.Mark.passed: "green", view.Mark.failed: "red", view.Mark.none: "dim"}
+_REASONS = 8
+
+
+def summary_table(result: Mapping[str, Any], run_dir: Path | None = None) -> RenderableType:
+    """The end of a run for ``rich``: at most a screenful; ``run_dir`` names the folder whose report is pointed at.
+
+    Nothing of ``result`` is read as rich's markup, and terminal escapes in it are taken out.
+    """
+    shown = view.build(result)
+    judgement, tone = shown.judgement, _TONES[shown.judgement.tone]
+    head = Text.assemble((f"{judgement.glyph} {judgement.label}", f"bold {tone}"), "  ", (shown.title, "bold"))
+    parts: list[RenderableType] = [head, Text(judgement.summary, style="dim")]
+    if judgement.short:
+        parts.append(Text(judgement.short))
+    parts += [_bullet(reason) for reason in judgement.reasons[:_REASONS]]
+    if len(judgement.reasons) > _REASONS:
+        parts.append(_bullet(f"and {len(judgement.reasons) - _REASONS} more reasons, in the report"))
+    parts += [Text(), _figures(shown), Text()]
+    parts.append(_pair("MLPerf's figure", shown.honest.mlperf, "performance test alone"))
+    parts.append(_pair("Whole wall time", shown.honest.wall, shown.honest.share))
+    parts.append(_pair("Full data set", shown.honest.projection))
+    if run_dir is not None:
+        parts.append(_pair("Report", str(run_dir / "report.html")))
+    return Group(*parts)
+
+
+def _figures(shown: view.View) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("Figure")
+    table.add_column("Measured", justify="right")
+    table.add_column("Bound or target")
+    table.add_column("Kept")
+    for row in (*shown.key_figures, *shown.accuracy.rows):
+        table.add_row(Text(row.name), Text(row.value), Text(row.bound), Text(row.mark.value, style=_MARKS[row.mark]))
+    if not shown.accuracy.rows:
+        table.add_row("Accuracy", MISSING, "", view.Mark.none.value)
+    return table
+
+
+def _bullet(sentence: str) -> RenderableType:
+    """A sentence whose further lines stand under its first word."""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(Text("•"), Text(sentence))
+    return grid
+
+
+def _pair(name: str, value: str, more: str = "") -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(width=15)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(name, style="dim"), Text(f"{value} ({more})" if more else value))
+    return grid

@@ -1,0 +1,335 @@
+"""``result.json`` -> what is shown of it, the same on the page, in Markdown and on the terminal.
+
+Nothing here trusts its input: any key may be absent, null or of another type, because a run may have died at any
+point. What is missing becomes a sentence, never an exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from mlperf_exp.report.text import MISSING, duration, figure, number, plain
+
+MLPERF_MIN_DURATION_S = 600.0  # loadgen/mlperf.conf, *.min_duration
+PHASES = {
+    "prepare_s": "Preparation",
+    "start_s": "Start of the system",
+    "warmup_s": "Warm-up",
+    "load_s": "Load",
+    "drain_s": "Drain",
+    "accuracy_s": "Accuracy test",
+    "score_s": "Scoring",
+    "track_s": "Tracking",
+}
+BETWEEN = "Between phases"  # the part of the wall time that no phase accounts for
+_ENTRIES = 200  # rows shown of lists whose length the run does not bound
+
+
+class Mark(Enum):
+    """Whether a figure keeps its bound; a glyph and a word, so that no colour is needed."""
+
+    passed = "✓ pass"
+    failed = "✗ fail"
+    none = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure beside its bound, all as text with units."""
+
+    name: str
+    value: str
+    bound: str = "no bound"
+    mark: Mark = Mark.none
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The head of the page. ``tone`` is good, bad or neutral."""
+
+    label: str
+    summary: str
+    tone: str
+    glyph: str
+    short: str | None
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Honest:
+    """MLPerf's figure and the one over the whole wall time, and how long the full data set would take."""
+
+    mlperf: str
+    wall: str
+    share: str
+    basis: str
+    projection: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """The accuracy beside its targets; ``state`` is one sentence."""
+
+    state: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """All of a run's result that a reader is shown, in the order of the page."""
+
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    judgement: Judgement
+    key_figures: tuple[Row, ...]
+    honest: Honest
+    accuracy: Accuracy
+    percentiles: tuple[tuple[str, ...], ...]
+    phases: tuple[tuple[str, float], ...]
+    phases_missing: str
+    total_s: float | None
+    tests: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+    derived: tuple[tuple[str, str, str], ...]
+    engine: tuple[tuple[str, str], ...]
+    command: str
+    environment: tuple[tuple[str, str], ...]
+    packages: tuple[tuple[str, str], ...]
+    compliance: tuple[tuple[str, str], ...]
+    artifacts: tuple[tuple[str, float | None, str], ...]
+
+
+def part(value: Any, *keys: str) -> dict[str, Any]:
+    """The mapping under ``keys``, empty where anything on the way is missing or no mapping."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def items(value: Any) -> list[Any]:
+    """``value`` as a list; empty where it is none. A lone text is a list of one."""
+    if isinstance(value, str):
+        return [value]
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def at_most(value: Any, bound: Any) -> Mark:
+    """Whether ``value`` keeps an upper bound; no mark where one of them is missing."""
+    x, y = number(value), number(bound)
+    if x is None or y is None:
+        return Mark.none
+    return Mark.passed if x <= y else Mark.failed
+
+
+def build(result: Mapping[str, Any]) -> View:
+    """Everything that is shown of ``result``."""
+    run, config = part(result, "run"), part(result, "plan", "config")
+    environment = part(result, "environment")
+    packages = part(environment, "packages")
+    phases, total = _phases(result), number(part(result, "phases").get("total_s"))
+    return View(
+        title=plain(run.get("name") or run.get("id") or "Run without a name", 200),
+        facts=_facts(run, config, total),
+        judgement=_judgement(result),
+        key_figures=_key_figures(result),
+        honest=_honest(result),
+        accuracy=_accuracy(result),
+        percentiles=_percentiles(part(result, "metrics")),
+        phases=phases,
+        phases_missing=", ".join(name.lower() for name in PHASES.values() if name not in dict(phases)),
+        total_s=total,
+        tests=_tests(result),
+        derived=tuple(
+            (_value(d.get("key", "?")), _value(d.get("value")), _value(d.get("why", "")))
+            for d in items(part(result, "plan").get("derived"))
+            if isinstance(d, Mapping)
+        ),
+        engine=_pairs(part(result, "plan", "engine")),
+        command=plain(" ".join(str(word) for word in items(run.get("command")))),
+        environment=_pairs({k: v for k, v in environment.items() if k != "packages"}),
+        packages=_pairs(packages),
+        compliance=_pairs(part(result, "verdict", "compliance")),
+        artifacts=tuple(
+            (plain(a.get("path", "?"), 500), number(a.get("bytes")), plain(a.get("sha256") or "", 64))
+            for a in items(result.get("artifacts"))
+            if isinstance(a, Mapping)
+        ),
+    )
+
+
+def _value(value: Any) -> str:
+    """A configuration value as YAML would show it on one line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ", ".join(_value(v) for v in value) or "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{plain(k, 200)}: {_value(v)}" for k, v in value.items()) or "none"
+    return plain(value)
+
+
+def _pairs(mapping: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple((plain(k, 200), _value(v)) for k, v in list(mapping.items())[:_ENTRIES])
+
+
+def _facts(run: Mapping[str, Any], config: Mapping[str, Any], total: float | None) -> tuple[tuple[str, str], ...]:
+    groups = {"Model": "model", "Data set": "dataset", "Hardware": "hw", "Scenario": "scenario", "Backend": "backend"}
+    named = ((key, part(config, group).get("name")) for key, group in groups.items())
+    facts = [*named, ("Division", config.get("division")), ("Seed", config.get("seed")), ("Run", run.get("id")),
+             ("Started", run.get("started_at")), ("Ended", run.get("ended_at"))]  # fmt: skip
+    if total is not None:
+        facts.append(("Wall time", duration(total)))
+    return tuple((key, plain(value, 200)) for key, value in facts if value not in (None, ""))
+
+
+def _judgement(result: Mapping[str, Any]) -> Judgement:
+    run, verdict = part(result, "run"), part(result, "verdict")
+    status = run.get("status")
+    reasons = [plain(r) for r in items(verdict.get("reasons"))]
+    error = plain(run["error"]) if run.get("error") else None
+    if status == "finished" and verdict:
+        valid = verdict.get("valid") is True
+        label, tone, glyph = ("VALID", "good", "✓") if valid else ("INVALID", "bad", "✗")
+        summary = "The run keeps MLPerf's rules." if valid else "The run finished; by MLPerf's rules it does not count."
+        if not valid and not reasons:
+            reasons = ["The verdict names no reason."]
+    else:
+        label, tone, glyph = "NOT JUDGED", "neutral", "!"
+        summary = {
+            "failed": "The run failed. What it had finished until then is below.",
+            "interrupted": "The run was interrupted. What it had finished until then is below.",
+            "finished": "The run finished, and its result holds no verdict.",
+        }.get(str(status), "The run left no result: it ended before one could be written, or it is still going on.")
+    if error is not None and not any(error in reason for reason in reasons):
+        reasons.insert(0, error)
+    configured = number(part(result, "plan", "config", "scenario").get("min_duration_s"))
+    short = None
+    if configured is not None and configured < MLPERF_MIN_DURATION_S:
+        short = f"Short run: set to {duration(configured)} of load, MLPerf asks for {duration(MLPERF_MIN_DURATION_S)}"
+    warnings = dict.fromkeys(
+        plain(w) for w in [*items(verdict.get("warnings")), *items(part(result, "plan").get("warnings"))]
+    )
+    return Judgement(label, summary, tone, glyph, short, tuple(reasons[:_ENTRIES]), tuple(warnings)[:_ENTRIES])
+
+
+def _key_figures(result: Mapping[str, Any]) -> tuple[Row, ...]:
+    metrics, rules = part(result, "metrics"), part(result, "plan", "config", "scenario")
+    percentile = f"p{(number(rules.get('latency_percentile')) or 99.0):g}"
+    rows = []
+    for name, key in (("TTFT", "ttft"), ("TPOT", "tpot")):
+        value, bound = metrics.get(f"{key}_{percentile}_ms"), rules.get(f"{key}_ms")
+        shown = "no bound" if number(bound) is None else f"≤ {figure(bound, 'ms')}"
+        rows.append(Row(f"{name} {percentile}", figure(value, "ms"), shown, at_most(value, bound)))
+    rows.append(Row(f"Latency {percentile}", figure(metrics.get(f"latency_{percentile}_ms"), "ms")))
+    rate = number(metrics.get("target_qps"))
+    offered = "no bound" if rate is None else f"target rate {figure(rate, 'queries/s')}"
+    rows.append(Row("Samples per second", figure(metrics.get("samples_per_second"), "samples/s"), offered))
+    rows.append(Row("Tokens per second", figure(metrics.get("tokens_per_second"), "tokens/s")))
+    rows.append(Row("Queries", figure(metrics.get("queries", part(result, "tests", "performance").get("completed")))))
+    errors = metrics.get("errors", part(result, "tests", "performance").get("errors"))
+    rows.append(Row("Errors", figure(errors), "none allowed", at_most(errors, 0)))
+    return tuple(rows)
+
+
+def _honest(result: Mapping[str, Any]) -> Honest:
+    metrics = part(result, "metrics")
+    mlperf, wall = number(metrics.get("samples_per_second")), number(metrics.get("wall_samples_per_second"))
+    hours, samples = number(metrics.get("full_dataset_hours")), number(metrics.get("full_dataset_samples"))
+    projection = "The time for the full data set is not known: it was not measured."
+    if hours is not None:
+        whole = "MLPerf's full data set" if samples is None else f"MLPerf's full data set of {samples:,.0f} samples"
+        projection = f"{whole} would take {duration(hours * 3600)} at this rate, the run's overhead included."
+    total = number(part(result, "phases").get("total_s"))
+    basis = "It needs a finished performance test."
+    if wall is not None:
+        over = "the whole run" if total is None else f"{duration(total)}, the whole run"
+        basis = f"The same samples over {over} from its start to its end."
+    return Honest(
+        mlperf=figure(mlperf, "samples/s"),
+        wall=figure(wall, "samples/s"),
+        share=f"{100 * wall / mlperf:.0f} % of MLPerf's figure" if mlperf and wall is not None else "",
+        basis=basis,
+        projection=projection,
+    )
+
+
+def _accuracy(result: Mapping[str, Any]) -> Accuracy:
+    metrics, verdict = part(result, "metrics"), part(result, "verdict", "accuracy")
+    target = {**part(result, "plan", "config", "model", "target"), **part(verdict, "targets")}
+    notes = tuple(plain(note) for note in items(verdict.get("notes")))
+    known = any(number(metrics.get(key)) is not None for key in ("rouge1", "gen_len"))
+    if verdict.get("measured") is not True and not known:
+        return Accuracy("No accuracy was measured; a run without it is never called valid.", (), notes)
+    rouge = (("rouge1", "ROUGE-1"), ("rouge2", "ROUGE-2"), ("rougeL", "ROUGE-L"), ("rougeLsum", "ROUGE-Lsum"))
+    rows = [_target(name, metrics.get(key), target.get(key), None, ".4f") for key, name in rouge]
+    low, high = target.get("gen_len_min"), target.get("gen_len_max")
+    rows.append(_target("GEN_LEN (characters)", metrics.get("gen_len"), low, high, ",.0f"))
+    count = target.get("samples")
+    rows.append(_target("Samples scored", metrics.get("gen_num"), count, count, ",.0f"))
+    passed = verdict.get("passed")
+    if isinstance(passed, bool):
+        state = f"The accuracy {'reaches' if passed else 'does not reach'} its targets."
+    else:
+        state = "The accuracy was measured; there is no target that it was held against."
+    return Accuracy(state, tuple(rows), notes)
+
+
+def _target(name: str, measured: Any, lowest: Any, highest: Any, form: str) -> Row:
+    """A figure beside the range that it has to lie in; either end may be open (None)."""
+    value, low, high = number(measured), number(lowest), number(highest)
+    if low is None and high is None:
+        bound = "no target"
+    elif low == high:
+        bound = f"{low:,.10g}"
+    elif low is not None and high is not None:
+        bound = f"{low:,.10g} to {high:,.10g}"
+    else:
+        bound = f"≤ {high:,.10g}" if low is None else f"≥ {low:,.10g}"  # all digits: they decide
+    mark = Mark.none
+    if value is not None and bound != "no target":
+        inside = (low is None or value >= low) and (high is None or value <= high)
+        mark = Mark.passed if inside else Mark.failed
+    return Row(name, MISSING if value is None else f"{value:{form}}", bound, mark)
+
+
+def _percentiles(metrics: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
+    rows = []
+    for name, key in (("TTFT", "ttft"), ("TPOT", "tpot"), ("Latency", "latency")):
+        values = [metrics.get(f"{key}_{column}_ms") for column in ("mean", "p50", "p90", "p99", "p999")]
+        if any(number(v) is not None for v in values):
+            rows.append((f"{name} (ms)", *("–" if number(v) is None else figure(v) for v in values)))
+    return tuple(rows)
+
+
+def _phases(result: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    phases = part(result, "phases")
+    seconds = ((name, number(phases.get(key))) for key, name in PHASES.items())
+    rows = [(name, value) for name, value in seconds if value is not None and value >= 0]
+    total = number(phases.get("total_s"))
+    rest = 0.0 if total is None else total - sum(value for _, value in rows)
+    if rows and total is not None and rest > 0.01 * total:
+        rows.append((BETWEEN, rest))
+    return tuple(rows)
+
+
+def _tests(result: Mapping[str, Any]) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    shown = []
+    for mode, test in list(part(result, "tests").items())[:10]:
+        facts = part(test)
+        log = part(facts, "loadgen")
+        rows = [
+            ("Queries sent", figure(facts.get("issued"))),
+            ("Queries completed", figure(facts.get("completed"))),
+            ("Errors", figure(facts.get("errors"))),
+            ("First error", plain(facts.get("first_error") or "none")),
+            ("Wall time", duration(facts.get("wall_s"))),
+            ("LoadGen's result", _value(log.get("result_validity", "none: LoadGen did not come to its end"))),
+        ]
+        shown.append((plain(mode, 100), (*rows, *((f"loadgen {k}", v) for k, v in _pairs(log)))))
+    return tuple(shown)
