@@ -102,6 +102,11 @@ class Tracker:
             tracker._problem = f"tracking: MLflow's process did not start: {error}"
         return tracker
 
+    @property
+    def pid(self) -> int | None:
+        """The tracking process; ``None`` where none was started."""
+        return self._process.pid if self._process else None
+
     def problem(self) -> str | None:
         """What keeps MLflow from being reached now, in one line; ``None`` if nothing is known."""
         if self._problem or self.uri is None:
