@@ -96,12 +96,14 @@ def is_reusable(venv: Path, device: str) -> bool:
     device_before = read_stamp(venv).get("device", device)
     if (venv / MARKER).exists() or device_before != device:
         return False
-    ask = "import sys, pip; print(sys.version_info[:2], sys.prefix)"
+    ask = "import sys, pip; print(sys.version_info[:2])"
     try:
+        if str(venv) not in (venv / "bin" / "pip").read_text(encoding="utf-8"):
+            return False  # moved or copied: the scripts still start the interpreter of the old place
         said = subprocess.run([venv / "bin" / "python", "-c", ask], capture_output=True, text=True, check=False)
     except OSError:
         return False
-    return said.returncode == 0 and said.stdout.strip() == f"{sys.version_info[:2]} {venv}"
+    return said.returncode == 0 and said.stdout.strip() == str(sys.version_info[:2])
 
 
 def make_venv(venv: Path) -> None:
@@ -231,7 +233,8 @@ def choose_installer(
     want: list[str],
 ) -> list[str]:
     """The start of the install command: uv if it is there and can resolve the whole installation, else pip."""
-    pip = [str(venv / "bin" / "python"), "-m", "pip", "install", *options]
+    # Compiling all modules beforehand takes a third of the time, and most are never imported.
+    pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--no-compile", *options]
     uv = shutil.which("uv")
     if wish == "pip" or (wish == "auto" and uv is None):
         return pip
@@ -313,6 +316,8 @@ def install(venv: Path, device: str, dev: bool, base_done: bool) -> None:
     # Naming the engine's extra again would bring back what is removed below.
     extras = ",".join([device] * (not base_done) + ["dev"] * dev)
     want = ["--constraint", f"constraints/{device}.txt", "--editable", f".[{extras}]"]
+    if not base_done:  # the pip that came with Python takes twice the time to resolve
+        run_logged([python, "-m", "pip", "install", "--upgrade", *want[:2], "pip"], log, env)
     if device == "cpu" and not base_done:
         require_cpu_torch(venv, options, env)
     installer = choose_installer(venv, os.environ.get("INSTALLER", "auto"), settings, options, env, want)
