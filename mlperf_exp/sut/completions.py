@@ -87,7 +87,8 @@ class Client:
             headers["Authorization"] = f"Bearer {key}"
         self._session = aiohttp.ClientSession(
             # The router limits the connections: a second queue in here would hide where a query waits.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),
+            # A name is resolved once: doing so again would fall into some query's time to first token.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S, ttl_dns_cache=None),
             # ``connect`` bounds name resolution too. How long an answer may take is the watcher's concern.
             timeout=aiohttp.ClientTimeout(total=None, connect=config.connect_timeout_s),
             headers=headers,
