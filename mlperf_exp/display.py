@@ -25,7 +25,6 @@ from mlperf_exp.records import Live
 
 _LIVE_PERIOD_S = 0.25
 _TICK_S = 1.0  # the clock goes on while nothing is reported, as in an engine's start
-_PLAIN_PERIOD_S = 10.0
 
 
 @dataclass(slots=True)
@@ -85,11 +84,13 @@ class Display:
     Args:
         enabled: False shows nothing at all.
         stream: where to write; stderr unless told.
+        plain_period_s: the time between two plain lines where there is no terminal.
     """
 
-    def __init__(self, enabled: bool, stream: TextIO | None = None) -> None:
+    def __init__(self, enabled: bool, stream: TextIO | None = None, plain_period_s: float = 10.0) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._enabled = enabled
+        self._period_s = plain_period_s
         self._lock = threading.RLock()
         self._phase: _Phase | None = None
         self._shown_s = -math.inf
@@ -155,6 +156,7 @@ class Display:
         self._lines = LiveLines(
             console=console, auto_refresh=False, transient=True, redirect_stdout=_is_terminal(sys.stdout)
         )
+        self._period_s = _LIVE_PERIOD_S
         try:
             self._lines.start()
         except (OSError, ValueError):
@@ -172,7 +174,7 @@ class Display:
         phase, now = self._phase, time.monotonic()
         if not self._enabled or phase is None:
             return
-        if not always and now - self._shown_s < (_PLAIN_PERIOD_S if self._lines is None else _LIVE_PERIOD_S):
+        if not always and now - self._shown_s < self._period_s:
             return
         self._shown_s = now
         if self._lines is None:
