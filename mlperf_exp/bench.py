@@ -41,7 +41,9 @@ def bench(plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
     except (KeyboardInterrupt, Interrupted):
         interrupted = True
     finally:
+        stopping = time.perf_counter()
         sut.stop()
+        phases["stop_s"] = time.perf_counter() - stopping
     score: Score | None = None
     if not failure and not interrupted and "accuracy" in plan.modes:
         try:

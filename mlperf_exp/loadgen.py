@@ -105,10 +105,10 @@ def run_test(
     began = time.perf_counter()
     thread.start()
     interrupted = _watch(driver, thread, plan.config.scenario.stall_timeout_s, on_live, interval_s)
-    finished = not thread.is_alive() and not driver.crashed
-    if not finished:
+    if thread.is_alive():
         global _abandoned
-        _abandoned = _abandoned or thread.is_alive()
+        _abandoned = driver.closed = True
+    finished = not driver.closed and not driver.crashed
     failure = driver.failure
     if failure is None and driver.crashed:
         failure = driver.crashed
@@ -161,6 +161,7 @@ class _Driver:
         self.records = Records()
         self.failure: str | None = None
         self.crashed: str | None = None
+        self.closed = False  # the test was left behind: what LoadGen still issues is answered, not recorded
         self.ended = threading.Event()
         self._failing = threading.Lock()
         self._answering = threading.Lock()  # LoadGen frees a response at its end: no first token may come after it
@@ -187,6 +188,9 @@ class _Driver:
             self.ended.set()
 
     def _issue(self, responses: list[int], indices: list[int]) -> None:
+        if self.closed:
+            lg.QuerySamplesComplete([lg.QuerySampleResponse(response, 0, 0, 0) for response in responses])
+            return
         try:
             first = self.records.add(responses, indices)
             queries = [Query(first + i, index) for i, index in enumerate(indices)]

@@ -46,14 +46,15 @@ def performance_metrics(
 
 
 def _own(records: Records) -> dict[str, float]:
-    issued = np.array(records.issued_ns, dtype=np.int64)
-    first = np.array(records.first_token_ns[: len(issued)], dtype=np.int64)
-    done = np.array(records.completed_ns[: len(issued)], dtype=np.int64)
-    tokens = np.array(records.tokens[: len(issued)], dtype=np.int64)
+    count = records.issued  # LoadGen may still append: copies, all of this length
+    issued = np.array(records.issued_ns[:count], dtype=np.int64)
+    first = np.array(records.first_token_ns[:count], dtype=np.int64)
+    done = np.array(records.completed_ns[:count], dtype=np.int64)
+    tokens = np.array(records.tokens[:count], dtype=np.int64)
     good = done > 0
-    good[[row for row in records.errors if row < len(issued)]] = False
+    good[[row for row in list(records.errors) if row < count]] = False
     metrics = {
-        "queries": float(len(issued)),
+        "queries": float(count),
         "completed": float(good.sum()),
         "errors": float(len(records.errors)),
         "duplicates": float(records.duplicates),
@@ -142,10 +143,10 @@ def read_detail_log(log_dir: Path) -> dict[str, Any]:
             continue
         try:
             entry = json.loads(line[len(":::MLLOG ") :])
-            key, value = entry["key"], entry["value"]
+            key, value = str(entry["key"]), entry["value"]
         except (ValueError, KeyError, TypeError):
             continue
-        if str(key).startswith("error_") or key == "result_invalid_reason":
+        if key.startswith("error_") or key == "result_invalid_reason":
             values.setdefault(key, []).append(value)
         else:
             values[key] = value

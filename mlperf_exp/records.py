@@ -148,19 +148,17 @@ class Records:
         ``issued_s`` counts from the first query; latencies count from sending; null where there is none.
         ``prompt_tokens[i]`` is the prompt's length of sample ``i``.
         """
-        import os
-
         import numpy as np
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        issued = np.array(self.issued_ns, dtype=np.int64)
-        count = len(issued)
+        count = self.issued  # LoadGen may still append: copies, all of this length
+        issued = np.array(self.issued_ns[:count], dtype=np.int64)
         first = np.array(self.first_token_ns[:count], dtype=np.int64)
         done = np.array(self.completed_ns[:count], dtype=np.int64)
         tokens = np.array(self.tokens[:count], dtype=np.int64)
         failed = np.zeros(count, dtype=bool)
-        failed[list(self.errors)] = True
+        failed[[row for row in list(self.errors) if row < count]] = True
         ended = (done > 0) & ~failed
         started = (first > 0) & ~failed
         several = ended & started & (tokens > 1)
@@ -179,4 +177,4 @@ class Records:
             }
         aside = path.with_suffix(".parquet.part")
         pq.write_table(pa.table(columns), aside)
-        os.replace(aside, path)
+        aside.replace(path)

@@ -52,13 +52,17 @@ class Reaper:
 
 
 def kill_marked(mark: str) -> None:
-    """Kill every process, but this one, that started with the mark in its environment."""
+    """Kill every process, but this one, that started with the mark in its environment.
+
+    Python's resource trackers are spared: they end by themselves, and remove the shared memory of the killed.
+    """
     wanted = f"{_VARIABLE}={mark}".encode()
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) == os.getpid():
             continue
         try:
-            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+            marked = wanted in (folder / "environ").read_bytes().split(b"\0")
+            if marked and b"resource_tracker" not in (folder / "cmdline").read_bytes():
                 os.kill(int(folder.name), signal.SIGKILL)
         except OSError:  # gone meanwhile, or another user's
             continue

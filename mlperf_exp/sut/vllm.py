@@ -84,7 +84,7 @@ class Vllm:
 
     def _run_loop(self) -> None:
         # The engine's processes inherit this mask: Ctrl-C reaches the framework, which then ends them in order.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
 
