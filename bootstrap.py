@@ -151,14 +151,14 @@ def parse_pip_settings(listing: str) -> dict[str, list[str]]:
 
 
 def answers(index: str) -> bool:
-    """Whether an index answers within 5 s. Any HTTP status is an answer; so is a folder that exists."""
+    """Whether an index answers within 5 s. An HTTP status is an answer; so is a folder that exists."""
     if not index.startswith(("http://", "https://")):
         return Path(index.removeprefix("file://")).exists()
     try:
         with urllib.request.urlopen(index, timeout=PROBE_TIMEOUT_S):
             return True
-    except urllib.error.HTTPError:
-        return True
+    except urllib.error.HTTPError as error:
+        return error.code not in (502, 503, 504)  # a proxy's way to say that nobody answers
     except urllib.error.URLError as error:
         # pip has its own certificates, so a certificate that Python does not know is pip's to judge.
         return "CERTIFICATE" in str(error.reason).upper()
