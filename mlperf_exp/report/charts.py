@@ -129,6 +129,7 @@ def _throughput(rate: Rate) -> Chart:
         axes.annotate(f"mean {figure(mean, unit)}", (1, 0.98), xycoords="axes fraction", ha="right", va="top")
         axes.yaxis.set_major_locator(MaxNLocator(4))
     both[1].set_xlabel("Time since the first query (s)")
+    picture.align_ylabels()
     width = figure(float(np.median(np.diff(rate.edges_s))), "s")
     caption = (
         f"Completed in bins of {width}: mean {means[0]} and {means[1]} (dashed). "
@@ -198,6 +199,8 @@ def _chart(name: str, title: str, caption: str, picture: Figure) -> Chart:
         axes.xaxis.set_major_formatter(FuncFormatter(_tick))
         if name != "phases":  # its rows have names
             axes.yaxis.set_major_formatter(FuncFormatter(_tick))
+    picture.draw_without_rendering()
+    picture.set_layout_engine("none")  # it stays as laid out now, and need not be laid out for each format
     png, svg = io.BytesIO(), io.BytesIO()
     picture.savefig(png, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     picture.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

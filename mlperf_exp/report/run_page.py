@@ -25,7 +25,7 @@ _CONFIG_LIMIT = 200_000  # characters of YAML on the page; the whole is in confi
 _FILES_LIMIT = 200
 _OWN = {"report.html", "report.md"}
 _BLOCK = re.compile(r"^(?:(\d+)([.)])(?=\s|$)|([-+=])(?=\s|[-+=]|$))")  # what makes a list or a rule of a line
-_MARKDOWN = re.compile(r"([\\`*\[\]|#~!$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
+_MARKDOWN = re.compile(r"([\\`*\[\]|#~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 
 
 def write_report(run_dir: Path, result: dict[str, Any]) -> list[Path]:

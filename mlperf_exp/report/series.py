@@ -116,7 +116,7 @@ def flight(issued_s: Floats, ended_s: Floats) -> Flight | None:
     peak = np.zeros(len(edges) - 1)
     bins = np.clip(np.searchsorted(edges, at, side="right") - 1, 0, len(peak) - 1)
     np.maximum.at(peak, bins, level)
-    before = np.searchsorted(at, edges[:-1], side="left")  # a bin without an event keeps the level it began with
+    before = np.searchsorted(at, edges[:-1], side="right")  # a bin without an event keeps the level it began with
     return Flight(edges, np.maximum(peak, np.where(before > 0, level[before - 1], 0)))
 
 

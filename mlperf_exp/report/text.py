@@ -14,7 +14,11 @@ def number(value: Any) -> float | None:
     """``value`` as a finite float; None for all else: a metric that was not measured may be absent, null or NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        x = float(value)
+    except OverflowError:  # an integer beyond what a float holds
+        return None
+    return x if math.isfinite(x) else None
 
 
 def figure(value: Any, unit: str = "") -> str:

@@ -26,6 +26,7 @@ PHASES = {
 }
 BETWEEN = "Between phases"  # the part of the wall time that no phase accounts for
 _ENTRIES = 200  # rows shown of lists whose length the run does not bound
+_SHOWN_OF_A_LIST = 16  # LoadGen logs the index of every sample that it loaded
 
 
 class Mark(Enum):
@@ -167,10 +168,13 @@ def _value(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, list | tuple):
-        return ", ".join(_value(v) for v in value) or "none"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{plain(k, 200)}: {_value(v)}" for k, v in value.items()) or "none"
+    if isinstance(value, list | tuple | Mapping):
+        if isinstance(value, Mapping):
+            shown = [f"{plain(k, 200)}: {_value(v)}" for k, v in list(value.items())[:_SHOWN_OF_A_LIST]]
+        else:
+            shown = [_value(v) for v in value[:_SHOWN_OF_A_LIST]]
+        more = f", … ({len(value):,} in all)" if len(value) > _SHOWN_OF_A_LIST else ""
+        return plain(", ".join(shown) + more) if shown else "none"
     return plain(value)
 
 
@@ -331,5 +335,5 @@ def _tests(result: Mapping[str, Any]) -> tuple[tuple[str, tuple[tuple[str, str],
             ("Wall time", duration(facts.get("wall_s"))),
             ("LoadGen's result", _value(log.get("result_validity", "none: LoadGen did not come to its end"))),
         ]
-        shown.append((plain(mode, 100), (*rows, *((f"loadgen {k}", v) for k, v in _pairs(log)))))
+        shown.append((plain(mode, 100), (*rows, *_pairs(log))))
     return tuple(shown)
