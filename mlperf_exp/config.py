@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 
 class Scenario(Enum):
@@ -248,4 +248,7 @@ def register() -> None:
     store.store(group="schema", name="hw", node=Hardware)
     store.store(group="schema", name="scenario", node=ScenarioRules)
     for name, node in BACKENDS.items():
-        store.store(group="schema/backend", name=name, node=node)
+        schema = OmegaConf.structured(node)
+        if name == "vllm":  # so that backend.engine.max_num_seqs=256 needs no plus sign: the keys are vLLM's, not ours
+            OmegaConf.set_struct(schema.engine, False)
+        store.store(group="schema/backend", name=name, node=schema)

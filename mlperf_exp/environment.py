@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import shutil
@@ -35,20 +36,26 @@ def gpus() -> list[Gpu]:
         return []
     query = "--query-gpu=index,name,memory.total,memory.used,driver_version"
     try:
-        answer = subprocess.run(
-            ["nvidia-smi", query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=30, check=True
-        ).stdout
+        command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     found = []
     for line in answer.splitlines():
-        index, name, total, used, driver = (part.strip() for part in line.split(","))
+        parts = [part.strip() for part in line.split(",")]
+        if len(parts) != 5 or not parts[0].isdigit():  # "No devices were found", or a driver that is gone
+            continue
+        index, name, total, used, driver = parts
         found.append(Gpu(int(index), name, _mib(total), _mib(used), driver))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return found
     wanted = [part.strip() for part in visible.split(",") if part.strip()]
-    return [gpu for gpu in found if str(gpu.index) in wanted] if all(w.isdigit() for w in wanted) else found
+    if any(part.startswith(("GPU-", "MIG-")) for part in wanted):
+        return found
+    by_index = {str(gpu.index): gpu for gpu in found}
+    # CUDA's rule: what follows the first index that is not there is invisible too ("-1" hides all)
+    return [by_index[part] for part in itertools.takewhile(by_index.__contains__, wanted)]
 
 
 def _mib(text: str) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +50,8 @@ def check_machine(plan: Plan) -> tuple[str, ...]:
             "hw",
             f"{hw.name} wants {hw.gpus_per_node} NVIDIA GPU{'s' if hw.gpus_per_node > 1 else ''} on this machine, "
             f"which has {have}",
-            "Choose a profile that it has (hw=cpu with experiment=quickstart runs anywhere), or send the run to servers "
-            "with backend=openai backend.urls=[...]",
+            "Choose a profile that it has (hw=cpu with experiment=quickstart runs anywhere), or send the run to "
+            "servers with backend=openai backend.urls=[...]",
         )
     warnings = []
     first = found[0]
@@ -61,7 +60,7 @@ def check_machine(plan: Plan) -> tuple[str, ...]:
     if first.memory_mib < 0.97 * hw.memory_gib * 1024:
         warnings.append(f"The profile says {hw.memory_gib:g} GiB a GPU, the driver {first.memory_mib / 1024:.1f} GiB.")
     if first.used_mib > 2048:
-        warnings.append(f"GPU {first.index} is in use by others: {first.used_mib / 1024:.1f} GiB were taken at the start.")
+        warnings.append(f"GPU {first.index} is in use by others: {first.used_mib / 1024:.1f} GiB were taken before.")
     return tuple(warnings)
 
 
@@ -103,10 +102,10 @@ def _model_folder(plan: Plan) -> Path | None:
         return ensure(Path("outputs") / "models" / "llama3_tiny")
     folder = Path(model.path).expanduser()
     if folder.is_dir():
-        return _complete(folder, model)
+        return _complete(folder)
     if isinstance(plan.config.backend, OpenaiBackend):
         return None
-    return _complete(_cached(model), model)
+    return _complete(_cached(model))
 
 
 def _cached(model: Model) -> Path:
@@ -120,19 +119,18 @@ def _cached(model: Model) -> Path:
         raise UserError(
             "model.path",
             f"'{model.path}' is neither a folder nor in the Hugging Face cache",
-            f"Fetch it with: hf download {model.path} (a gated model wants HF_TOKEN), give model.path=FOLDER, or measure "
-            "speed only with model.weights=dummy",
+            f"Fetch it with: hf download {model.path} (a gated model wants HF_TOKEN), give model.path=FOLDER, or "
+            "measure speed only with model.weights=dummy",
         ) from None
 
 
-def _complete(folder: Path, model: Model) -> Path:
+def _complete(folder: Path) -> Path:
     """Check that a checkpoint's pieces are there."""
     wanted = {"config.json": ["config.json"], "weights": ["*.safetensors"], "tokenizer.json": ["tokenizer.json"]}
     for piece, patterns in wanted.items():
         if not any(any(folder.glob(pattern)) for pattern in patterns):
-            raise UserError(
-                "model.path", f"{folder} has no {piece}", "Give the folder of a whole Hugging Face checkpoint (safetensors)"
-            )
+            remedy = "Give the folder of a whole Hugging Face checkpoint (safetensors)"
+            raise UserError("model.path", f"{folder} has no {piece}", remedy)
     return folder
 
 
@@ -163,7 +161,7 @@ def huggingface_config(model: Model) -> dict[str, Any]:
 
 def _dataset(dataset: Dataset, model: Model) -> tuple[Dataset, tuple[Derived, ...]]:
     """The data set to read: with dummy weights and no file, random prompts of the same lengths stand in."""
-    if model.weights is Weights.dummy and dataset.path and not os.path.exists(dataset.path):
+    if model.weights is Weights.dummy and dataset.path and not Path(dataset.path).exists():
         count = dataset.samples or model.performance_samples
         why = f"dummy weights need no text, and there is no file {dataset.path}: random prompts of its lengths"
         stand_in = Dataset(name="synthetic", samples=count, mean_prompt_tokens=dataset.mean_prompt_tokens)
@@ -220,5 +218,3 @@ def decoder(folder: Path) -> Callable[[list[list[int]]], list[str]]:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
     return lambda batch: list(chosen().batch_decode(batch, skip_special_tokens=True))
-
-

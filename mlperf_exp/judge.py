@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from mlperf_exp.config import AccuracyTarget, Division, OpenaiBackend, Scenario, SimulatedBackend, Weights
+from mlperf_exp.config import (
+    AccuracyTarget,
+    Division,
+    OpenaiBackend,
+    Scenario,
+    ScenarioRules,
+    SimulatedBackend,
+    Weights,
+)
 from mlperf_exp.messages import Measurement, Plan, Score, Test, Verdict
 
 MIN_DURATION_S = 600.0  # MLPerf Inference v6.1, all scenarios
@@ -27,14 +35,15 @@ def judge(plan: Plan, measurement: Measurement) -> Verdict:
         *_performance(plan, measurement, tests.get("performance")),
         *_load(plan),
         *accuracy_reasons,
-        *_division(plan, measurement),
+        *_division(plan),
     ]
     notes = measurement.score.notes if measurement.score else ()
+    missed = [reason for reason in accuracy.get("missed", ()) if reason not in reasons]
     return Verdict(
         valid=not reasons,
         reasons=tuple(reasons),
         accuracy=accuracy,
-        warnings=(*plan.warnings, *measurement.warnings, *notes),
+        warnings=(*plan.warnings, *measurement.warnings, *notes, *missed),
     )
 
 
@@ -45,7 +54,7 @@ def _broken(measurement: Measurement) -> Iterator[str]:
 
 def _system(plan: Plan) -> Iterator[str]:
     if isinstance(plan.config.backend, SimulatedBackend):
-        yield "The system is simulated: its figures say something about the harness only; use backend=vllm or backend=openai."
+        yield "The system is simulated: its figures are the harness's only; use backend=vllm or backend=openai."
     elif plan.config.model.weights is Weights.dummy:
         yield "The weights are dummies, good for speed only: give the real ones with model.path."
 
@@ -67,16 +76,20 @@ def _performance(plan: Plan, measurement: Measurement, test: Test | None) -> Ite
     if not test.loadgen.get("result_validity"):
         yield "LoadGen did not come to its end, so there is no word of its own on validity."
     for name, label in (("ttft", "TTFT"), ("tpot", "TPOT")):
-        bound, value = getattr(rules, f"{name}_ms"), metrics.get(f"{name}_p99_ms")
+        bound, value = bounds_ms(rules)[name], metrics.get(f"{name}_p99_ms")
         if bound is not None and value is not None and value > bound:
-            yield (
-                f"{label} p99 {value:,.0f} ms is over {bound:,.0f} ms: lower scenario.target_qps "
-                f"(now {rules.target_qps:g})."
-            )
+            now = "" if rules.target_qps is None else f": lower scenario.target_qps (now {rules.target_qps:g})"
+            yield f"{label} p99 {value:,.0f} ms is over {bound:,.0f} ms{now}."
         elif bound is not None and value is None:
             yield f"{label} was not measured, and the scenario bounds it at {bound:,.0f} ms."
     if test.loadgen.get("result_validity") == "INVALID":
         yield f"LoadGen calls the run INVALID: {_loadgen_reasons(test.loadgen)}"
+    wanted = plan.config.model.performance_samples
+    if rules.name is Scenario.offline and wanted and test.issued < wanted:
+        yield (
+            f"The load was {test.issued:,} samples, MLPerf wants at least {wanted:,} in this scenario: leave out "
+            "scenario.min_query_count."
+        )
     logged = test.loadgen.get("num_errors", 0)
     if logged and not test.errors:
         yield f"LoadGen logged {logged} errors in mlperf_log_detail.txt: see error_* there."
@@ -85,12 +98,22 @@ def _performance(plan: Plan, measurement: Measurement, test: Test | None) -> Ite
 def _loadgen_reasons(logged: dict[str, Any]) -> str:
     """LoadGen's own words on an INVALID run, in one line: its reasons, and the early-stopping rules not met."""
     said = [" ".join(str(reason).split()) for reason in logged.get("result_invalid_reason", [])]
-    for name, label in (("early_stopping_result", ""), ("early_stopping_ttft_result", "TTFT: "), ("early_stopping_tpot_result", "TPOT: ")):
+    for name, label in (
+        ("early_stopping_result", ""),
+        ("early_stopping_ttft_result", "TTFT: "),
+        ("early_stopping_tpot_result", "TPOT: "),
+    ):
         text = " ".join(str(logged.get(name, "")).replace("*", " ").split())
         if "unsuccessful" in text:
             said.append(label + text)
     words = " ".join(reason if reason.endswith(".") else reason + "." for reason in said if reason)
     return words or "it gives no reason."
+
+
+def bounds_ms(rules: ScenarioRules) -> dict[str, float | None]:
+    """The 99th percentile bounds in force for ``ttft`` and ``tpot``: the scenario's own, else MLPerf's, if any."""
+    ttft, tpot = BOUNDS_MS.get(rules.name, (None, None))
+    return {"ttft": rules.ttft_ms or ttft, "tpot": rules.tpot_ms or tpot}
 
 
 def _load(plan: Plan) -> Iterator[str]:
@@ -105,11 +128,14 @@ def _load(plan: Plan) -> Iterator[str]:
     wanted = config.model.performance_samples
     drawn = rules.samples or config.dataset.samples
     if wanted and drawn and drawn < wanted:
-        yield f"The load drew from {drawn:,} samples, MLPerf wants {wanted:,}: leave out dataset.samples and scenario.samples."
+        yield (
+            f"The load drew from {drawn:,} samples, MLPerf wants {wanted:,}: leave out dataset.samples and "
+            "scenario.samples."
+        )
     if config.dataset.name == "synthetic":
         yield "The prompts are synthetic: use the benchmark's data set."
     bounds = BOUNDS_MS.get(rules.name)
-    if bounds and ((rules.ttft_ms or 1e9) > bounds[0] or (rules.tpot_ms or 1e9) > bounds[1]):
+    if bounds and ((rules.ttft_ms or 0) > bounds[0] or (rules.tpot_ms or 0) > bounds[1]):
         yield f"The scenario's bounds are looser than MLPerf's {bounds[0]:g} ms (TTFT) and {bounds[1]:g} ms (TPOT)."
 
 
@@ -124,28 +150,38 @@ def _accuracy(plan: Plan, measurement: Measurement) -> tuple[dict[str, Any], lis
         facts["targets"] = None
         return facts, []
     facts["targets"] = {f.name: getattr(target, f.name) for f in fields(target) if getattr(target, f.name) is not None}
-    reasons = list(misses(score, target))
-    facts["passed"] = not reasons
+    reasons, missed = list(partial(score, target)), list(misses(score, target))
+    facts["passed"] = not reasons and not missed
+    if plan.config.division is Division.closed:  # the open division reports accuracy, and need not reach the targets
+        reasons += missed
+    facts["missed"] = missed
     return facts, reasons
 
 
-def misses(score: Score, target: AccuracyTarget) -> Iterator[str]:
-    """One sentence for each target that a score does not meet."""
+def partial(score: Score, target: AccuracyTarget) -> Iterator[str]:
+    """The reason against a score of another number of samples than the benchmark's."""
     counted = int(score.metrics.get("gen_num", 0))
     if counted != target.samples:
-        yield f"Accuracy was measured on {counted:,} samples, the benchmark has {target.samples:,}: use the whole data set."
+        yield (
+            f"Accuracy was measured on {counted:,} samples, the benchmark has {target.samples:,}: use the whole "
+            "data set."
+        )
+
+
+def misses(score: Score, target: AccuracyTarget) -> Iterator[str]:
+    """One sentence for each target that a score does not meet; a figure that is no number meets none."""
     for name in ("rouge1", "rouge2", "rougeL", "rougeLsum"):
         bound, value = getattr(target, name), score.metrics[name]
-        if bound is not None and value < bound:
+        if bound is not None and not value >= bound:
             yield f"{name} {value:.4f} is below MLPerf's minimum of {bound}: check weights, precision and prompts."
     length = score.metrics["gen_len"]
-    if target.gen_len_min is not None and length < target.gen_len_min:
+    if target.gen_len_min is not None and not length >= target.gen_len_min:
         yield f"GEN_LEN {length:,.0f} characters is below MLPerf's minimum of {target.gen_len_min:,}."
     if target.gen_len_max is not None and length > target.gen_len_max:
         yield f"GEN_LEN {length:,.0f} characters is above MLPerf's maximum of {target.gen_len_max:,}."
 
 
-def _division(plan: Plan, measurement: Measurement) -> Iterator[str]:
+def _division(plan: Plan) -> Iterator[str]:
     config = plan.config
     if config.division is not Division.closed:
         return
@@ -159,6 +195,6 @@ def _division(plan: Plan, measurement: Measurement) -> Iterator[str]:
     if plan.engine.get("speculative_config"):
         yield "Speculative decoding is not allowed: leave out backend.engine.speculative_config."
     if config.model.max_new_tokens != 128 or config.model.min_new_tokens != 1:
-        yield "MLPerf generates at most 128 and at least 1 tokens: leave out model.max_new_tokens and model.min_new_tokens."
+        yield "MLPerf generates 1 to 128 tokens: leave out model.max_new_tokens and model.min_new_tokens."
     if isinstance(config.backend, OpenaiBackend):
-        yield "What the servers run (prefix caching, speculation, precision) is not in this program's hands: use division=open."
+        yield "What the servers run (caching, speculation, precision) is not known here: use division=open."

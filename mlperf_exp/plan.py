@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,9 +14,20 @@ from mlperf_exp.config import Config, Device, Mode, OpenaiBackend, Scenario, Sim
 from mlperf_exp.errors import UserError
 from mlperf_exp.memory import BYTES, GIB, Fit, fit
 from mlperf_exp.messages import Derived, Plan
+from mlperf_exp.ranges import MAX_QUERIES, check_numbers
 
 MAX_QPS = 1e6
+# "user@", or "user:password@" where the password may hold anything; "host:5000/folder@2" is neither
+_CREDENTIALS = re.compile(r"://([^/?#\s@]*@|[^/?#\s@:]+:(?!\d+(/|$))\S*@)")
 EDGE_SCENARIOS = (Scenario.offline, Scenario.single_stream)
+
+
+_COUNTS = (  # engine arguments that the plan counts with
+    "max_model_len", "max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size", "pipeline_parallel_size",
+    "data_parallel_size",
+)  # fmt: skip
+_LARGER = "Use a larger profile, more GPUs (backend.engine.tensor_parallel_size) or backend.engine.quantization=fp8"
+_ALIASES = {"half": "float16", "float": "float32"}  # vLLM's other names
 
 
 def make_plan(cfg: DictConfig, run_dir: Path) -> Plan:
@@ -25,6 +37,7 @@ def make_plan(cfg: DictConfig, run_dir: Path) -> Plan:
         UserError: naming the key, what is wrong and the remedy.
     """
     config = typed(cfg)
+    check_numbers(config)
     _check_load(config)
     _check_names(config)
     derived: list[Derived] = []
@@ -33,6 +46,8 @@ def make_plan(cfg: DictConfig, run_dir: Path) -> Plan:
     if isinstance(config.backend, VllmBackend):
         engine = _engine(config, derived, warnings)
     if isinstance(config.backend, OpenaiBackend):
+        if not config.backend.urls:
+            raise UserError("backend.urls", "the list is empty", "Give at least one: backend.urls=[http://host:8000]")
         for url in config.backend.urls:
             _no_credentials("backend.urls", url, f"Put the key into ${config.backend.api_key_env}")
     return Plan(
@@ -49,9 +64,23 @@ def typed(cfg: DictConfig) -> Config:
     """The configuration as its dataclasses; missing mandatory values are refused by name."""
     for key in sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(key, "must be given", f"Add it to the command: {key}=...")
+    for key, allowed in _unknown(cfg):
+        raise UserError(key, "there is no such key", f"Allowed here: {', '.join(allowed)}")
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     return config
+
+
+def _unknown(cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Keys of no schema, which a plus sign on the command line can add, each with what is allowed in its place."""
+    owner = OmegaConf.get_type(cfg)
+    allowed = [f.name for f in fields(owner)] if is_dataclass(owner) else None
+    for name in cfg:
+        key = f"{prefix}{name!s}"
+        if allowed is not None and name not in allowed:
+            yield key, allowed
+        elif not OmegaConf.is_missing(cfg, name) and isinstance(cfg[name], DictConfig):
+            yield from _unknown(cfg[name], f"{key}.")
 
 
 def _check_load(config: Config) -> None:
@@ -64,33 +93,13 @@ def _check_load(config: Config) -> None:
         )
     if rules.target_qps is None and rules.name is not Scenario.single_stream:
         raise UserError("scenario.target_qps", "is needed in this scenario", "Give the queries per second to offer")
-    if not (math.isfinite(rules.min_duration_s) and 0 <= rules.min_duration_s <= 7 * 86400):
-        raise UserError("scenario.min_duration_s", f"{rules.min_duration_s:g} s is out of range", "Give 0 to 604,800 s")
-    positive = {
-        "scenario.min_query_count": rules.min_query_count,
-        "scenario.samples": rules.samples,
-        "scenario.expected_latency_ms": rules.expected_latency_ms,
-        "scenario.stall_timeout_s": rules.stall_timeout_s,
-        "dataset.samples": config.dataset.samples,
-        "dataset.mean_prompt_tokens": config.dataset.mean_prompt_tokens,
-        "dataset.sigma_prompt_tokens": config.dataset.sigma_prompt_tokens,
-        "model.max_new_tokens": config.model.max_new_tokens,
-        "model.max_prompt_tokens": config.model.max_prompt_tokens,
-        "tracking.interval_s": config.tracking.interval_s,
-        "tracking.timeout_s": config.tracking.timeout_s,
-    }
-    for key, value in positive.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise UserError(key, f"{value:g} is not above 0", "Give a positive number")
     duration_queries = (rules.target_qps or 0) * rules.min_duration_s
-    if duration_queries > 50e6:
+    if duration_queries > MAX_QUERIES:
         raise UserError(
             "scenario.target_qps",
             f"{rules.target_qps:g} for {rules.min_duration_s:g} s makes {duration_queries:,.0f} queries",
-            "Lower it, or scenario.min_duration_s, to at most 50 million queries",
+            f"Lower it, or scenario.min_duration_s, to at most {MAX_QUERIES:,} queries",
         )
-    if not 0 <= config.model.min_new_tokens <= config.model.max_new_tokens:
-        raise UserError("model.min_new_tokens", "is above model.max_new_tokens", "Give 0 to model.max_new_tokens")
 
 
 def _check_names(config: Config) -> None:
@@ -106,7 +115,7 @@ def _check_names(config: Config) -> None:
     if config.hw.nodes > 1:
         raise UserError(
             "hw",
-            f"{config.hw.name} spans {config.hw.nodes} nodes, and backend={config.backend.name} drives the engine of one",
+            f"{config.hw.name} spans {config.hw.nodes} nodes, and backend={config.backend.name} drives those of one",
             "Serve the model on each node and use backend=openai backend.urls=[...], or choose a profile of one node",
         )
     if config.model.path.startswith("builtin:") and config.model.weights is Weights.dummy:
@@ -114,8 +123,13 @@ def _check_names(config: Config) -> None:
 
 
 def _no_credentials(key: str, url: str, remedy: str) -> None:
-    if urlsplit(url).username or urlsplit(url).password:
+    if has_credentials(url):
         raise UserError(key, "must not hold a user name or password: it is recorded with the run", remedy)
+
+
+def has_credentials(text: str) -> bool:
+    """Whether a URL in ``text`` carries a user name or a password."""
+    return _CREDENTIALS.search(text) is not None
 
 
 def _modes(config: Config, derived: list[Derived]) -> tuple[str, ...]:
@@ -144,6 +158,12 @@ def _engine(config: Config, derived: list[Derived], warnings: list[str]) -> dict
             given[key] = value
             derived.append(Derived(f"backend.engine.{key}", value, why))
 
+    for key in _COUNTS:
+        if key in given and (not isinstance(given[key], int) or isinstance(given[key], bool) or given[key] < 1):
+            raise UserError(f"backend.engine.{key}", f"'{given[key]}' is not a count", "Give a whole number above 0")
+    share = given.get("gpu_memory_utilization", 1.0)
+    if not isinstance(share, int | float) or not 0 < share <= 1:
+        raise UserError("backend.engine.gpu_memory_utilization", f"'{share}' is not a share", "Give a number up to 1")
     longest = model.max_prompt_tokens + model.max_new_tokens
     if longest > model.architecture.max_context:
         raise UserError(
@@ -177,15 +197,18 @@ def _engine(config: Config, derived: list[Derived], warnings: list[str]) -> dict
 def _size(config: Config, given: dict[str, Any], fill: Any) -> None:
     """Refuse a model that does not fit the card; derive parallelism and the number of sequences."""
     hw, model = config.hw, config.model
-    weight = _bytes("backend.engine.quantization", given.get("quantization"), given["dtype"])
+    dtype = _ALIASES.get(str(given["dtype"]), model.dtype if given["dtype"] == "auto" else given["dtype"])
+    weight = _bytes("backend.engine.dtype", given.get("quantization"), dtype)
     cache = given.get("kv_cache_dtype", "auto")
-    kv = _bytes("backend.engine.kv_cache_dtype", None if cache == "auto" else cache, given["dtype"])
-    degree = given.get("tensor_parallel_size", hw.gpus_per_node)
-    if degree > hw.gpus_per_node or model.architecture.heads % degree:
+    kv = _bytes("backend.engine.dtype", None if cache == "auto" else cache, dtype)
+    others = given.get("pipeline_parallel_size", 1) * given.get("data_parallel_size", 1)
+    degree = given.get("tensor_parallel_size", max(1, hw.gpus_per_node // others))
+    if degree * others > hw.gpus_per_node or model.architecture.heads % degree:
         raise UserError(
             "backend.engine.tensor_parallel_size",
-            f"{degree} does not suit {hw.gpus_per_node} GPUs a node and {model.architecture.heads} attention heads",
-            f"Give a divisor of {model.architecture.heads} up to {hw.gpus_per_node}",
+            f"{degree}{f' times {others} of other parallelism' if others > 1 else ''} does not suit {hw.gpus_per_node} "
+            f"GPUs a node and {model.architecture.heads} attention heads",
+            f"Give a divisor of {model.architecture.heads} up to {max(1, hw.gpus_per_node // others)}",
         )
     result = fit(
         model.architecture,
@@ -197,9 +220,9 @@ def _size(config: Config, given: dict[str, Any], fill: Any) -> None:
         batched_tokens=int(given.get("max_num_batched_tokens", 8192)),
     )
     if result.kv_tokens < given["max_model_len"]:
-        raise UserError("hw", _too_small(config, result, int(given["max_model_len"])), _larger(config))
+        raise UserError("hw", _too_small(config, result, int(given["max_model_len"])), _LARGER)
     if hw.gpus_per_node > 1:
-        fill("tensor_parallel_size", degree, f"one engine over the node's {hw.gpus_per_node} GPUs")
+        fill("tensor_parallel_size", degree, f"one engine over {degree} of the node's {hw.gpus_per_node} GPUs")
     mean = config.dataset.mean_prompt_tokens + model.max_new_tokens / 2
     sequences = max(1, min(1024, int(result.kv_tokens / mean)))
     sequences = sequences if sequences < 16 else sequences // 8 * 8
@@ -225,11 +248,7 @@ def _bytes(key: str, name: str | None, dtype: str) -> float:
 
 def _too_small(config: Config, result: Fit, longest: int) -> str:
     return (
-        f"{config.model.name} does not fit on {config.hw.name}: of {result.usable_bytes / GIB:.1f} GiB a GPU, weights take "
-        f"{result.weight_bytes / GIB:.1f} GiB and working space {result.work_bytes / GIB:.1f} GiB, which leaves room for "
-        f"{result.kv_tokens:,} tokens of context where one sequence needs {longest:,}"
+        f"{config.model.name} does not fit on {config.hw.name}: of {result.usable_bytes / GIB:.1f} GiB a GPU, weights "
+        f"take {result.weight_bytes / GIB:.1f} GiB and working space {result.work_bytes / GIB:.1f} GiB, which leaves "
+        f"room for {result.kv_tokens:,} tokens of context where one sequence needs {longest:,}"
     )
-
-
-def _larger(config: Config) -> str:
-    return "Use a larger profile, more GPUs (backend.engine.tensor_parallel_size) or backend.engine.quantization=fp8"

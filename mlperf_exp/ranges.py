@@ -1,0 +1,72 @@
+"""What each number of a configuration may be; what lies outside is a slip, and is refused by name."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from mlperf_exp.config import Config, Device
+from mlperf_exp.errors import UserError
+
+MAX_QUERIES = 50_000_000  # LoadGen keeps each in memory
+_ABOVE_0 = 1e-9
+_ANY = math.inf  # any finite number
+
+# key -> (least, most), both inclusive; keys that a backend does not have, and values left open, are passed over
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),
+    "scenario.min_query_count": (1, MAX_QUERIES),
+    "scenario.samples": (1, MAX_QUERIES),
+    "scenario.min_duration_s": (0, 7 * 86400),
+    "scenario.expected_latency_ms": (_ABOVE_0, _ANY),
+    "scenario.stall_timeout_s": (_ABOVE_0, _ANY),
+    "scenario.ttft_ms": (_ABOVE_0, _ANY),
+    "scenario.tpot_ms": (_ABOVE_0, _ANY),
+    "scenario.latency_percentile": (_ABOVE_0, 100),
+    "dataset.samples": (1, MAX_QUERIES),
+    "dataset.mean_prompt_tokens": (1, _ANY),
+    "dataset.sigma_prompt_tokens": (0, 10),
+    "model.max_new_tokens": (1, 2**31),
+    "model.min_new_tokens": (0, 2**31),
+    "model.max_prompt_tokens": (1, 2**31),
+    "model.performance_samples": (1, MAX_QUERIES),
+    "hw.nodes": (1, 2**20),
+    "hw.gpus_per_node": (0, 2**10),
+    "hw.memory_gib": (_ABOVE_0, _ANY),
+    "tracking.interval_s": (_ABOVE_0, _ANY),
+    "tracking.timeout_s": (_ABOVE_0, _ANY),
+    "backend.gpu_memory_utilization": (_ABOVE_0, 1),
+    "backend.warmup_queries": (0, MAX_QUERIES),
+    "backend.start_timeout_s": (_ABOVE_0, _ANY),
+    "backend.connections": (1, 2**16),
+    "backend.connect_timeout_s": (_ABOVE_0, _ANY),
+    "backend.request_timeout_s": (_ABOVE_0, _ANY),
+    "backend.idle_timeout_s": (_ABOVE_0, _ANY),
+    "backend.ttft_ms": (0, _ANY),
+    "backend.tpot_ms": (0, _ANY),
+    "backend.sigma": (0, 10),
+    "backend.output_tokens": (1, 2**20),
+    "backend.error_rate": (0, 1),
+    "backend.fail_after": (0, _ANY),
+    "backend.hang_after": (0, _ANY),
+}
+
+
+def check_numbers(config: Config) -> None:
+    """Refuse numbers out of range, and those that do not go together.
+
+    Raises:
+        UserError: naming the key and its range.
+    """
+    for key, (least, most) in RANGES.items():
+        value: Any = config
+        for name in key.split("."):
+            value = getattr(value, name, None)
+        if isinstance(value, int | float) and not (math.isfinite(value) and least <= value <= most):
+            low = "above 0" if least == _ABOVE_0 else f"of at least {least:,.12g}"
+            high = "" if most == _ANY else f" and at most {most:,.12g}"
+            raise UserError(key, f"{value:g} is out of range", f"Give a number {low}{high}")
+    if config.hw.device is Device.cuda and config.hw.gpus_per_node < 1:
+        raise UserError("hw.gpus_per_node", "is 0 on a machine with GPUs", "Give at least 1, or choose hw=cpu")
+    if config.model.min_new_tokens > config.model.max_new_tokens:
+        raise UserError("model.min_new_tokens", "is above model.max_new_tokens", "Give at most model.max_new_tokens")
