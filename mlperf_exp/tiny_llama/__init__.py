@@ -4,7 +4,7 @@ It copies. Given MLPerf's summarization prompt it answers with the line break af
 (the text before its first blank line) and the end-of-text token, at most 128 tokens in all. :mod:`.weights` says how
 attention, KV cache and MLPs bring that about, so that a fault in any of them shows in the tokens.
 
-The checkpoint is an ordinary Hugging Face folder (LlamaForCausalLM, float32, 7 MB), made in a second without torch,
+The checkpoint is an ordinary Hugging Face folder (LlamaForCausalLM, float32, 5 MB), made in a second without torch,
 with the same bytes every time; its tokenizer is trained on the ``articles`` data set.
 """
 
