@@ -1,0 +1,12 @@
+"""Hydra launchers: a light module with the configuration and a heavy one, with a leading underscore, for each.
+
+    local.py        one fresh process a job on this machine        -> _local.py
+    _config.py      the keys under hydra.launcher
+    _job.py         one job of a sweep, and how it travels to a process and back
+    _child.py       what a job's process runs
+    _process.py     a job's process as seen from the launcher: its output, its end
+    _summary.py     the table at the end of a sweep
+
+``hydra_plugins`` itself is a namespace package and must have no ``__init__.py``. Hydra imports every module here whose
+name has no leading underscore whenever it composes a configuration, so those import nothing heavy.
+"""

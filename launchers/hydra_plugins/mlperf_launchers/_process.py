@@ -1,0 +1,203 @@
+"""A job's process as seen from the launcher: how it starts, where its output goes, how it is brought to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from typing import IO, TextIO
+
+from hydra_plugins.mlperf_launchers._job import Job
+
+_TERM_S = 10.0  # between SIGTERM and SIGKILL
+_CHUNK = 1 << 16
+_DRAIN_CHUNKS = 1024  # of a pipe that a surviving grandchild still writes to
+
+
+class Output(Enum):
+    """Where a job's standard output and error go."""
+
+    terminal = "terminal"  # as they are: live displays work
+    lines = "lines"  # to the terminal line by line, each with the job's number; and to the job's log
+    log = "log"  # to the job's log only
+
+
+class JobProcess:
+    """One job's process, in a session of its own: the terminal's Ctrl-C reaches it only through the launcher.
+
+    Args:
+        job: its request is written.
+        output: where its output goes.
+        env: variables on top of the launcher's own.
+        lifeline: the file descriptor that tells it that the launcher is gone.
+        grace_s: how long it may take to end after an interrupt.
+        timeout_s: after how long it is interrupted; None: never.
+        ended: called once, from another thread, when the process has ended.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        output: Output,
+        env: Mapping[str, str],
+        lifeline: int,
+        grace_s: float,
+        timeout_s: float | None,
+        ended: Callable[[], None],
+    ) -> None:
+        self.job = job
+        self.status: int | None = None  # as subprocess has it; set just before ``ended`` is called
+        self.stopped_for: str | None = None
+        self.started_s = time.monotonic()
+        self._grace_s = grace_s
+        self._timeout_at = None if timeout_s is None else self.started_s + timeout_s
+        self._stops: list[tuple[float, signal.Signals]] = []
+        self._log: IO[bytes] | None = None if output is Output.terminal else job.log.open("wb", buffering=0)
+        target = {Output.terminal: None, Output.lines: subprocess.PIPE, Output.log: self._log}[output]
+        files = (str(job.request), str(job.answer))
+        command = [sys.executable, "-m", "hydra_plugins.mlperf_launchers._child", *files, str(lifeline)]
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        with _interrupts_held():
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=target,
+                stderr=target if output is not Output.log else subprocess.STDOUT,
+                env={**os.environ, **env},
+                pass_fds=(lifeline,),
+                start_new_session=True,
+            )
+        prefix = f"[job {job.number}] "
+        self.pipes = [
+            Lines(pipe, prefix, stream, self._log)
+            for pipe, stream in ((self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr))
+            if pipe is not None
+        ]
+        threading.Thread(target=self._wait, args=(ended,), name=f"job {job.number}", daemon=True).start()
+
+    def _wait(self, ended: Callable[[], None]) -> None:
+        # Not reaped here, so that the process's number stays its own for as long as signals may be sent to it.
+        end = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        assert end is not None
+        self.status = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+        ended()
+
+    @property
+    def deadline(self) -> float | None:
+        """When ``advance`` is to be called next, on the monotonic clock."""
+        return self._stops[0][0] if self._stops else None if self.stopped_for else self._timeout_at
+
+    def advance(self, now: float) -> None:
+        """Do what is due: interrupt a job that takes too long, go on to stronger signals."""
+        if self._timeout_at is not None and now >= self._timeout_at:
+            self.stop("timeout", now)
+        while self._stops and self._stops[0][0] <= now:
+            self._signal(self._stops.pop(0)[1])
+
+    def stop(self, reason: str, now: float) -> None:
+        """Ask the process to end: SIGINT, on which a run keeps what it has; SIGTERM; SIGKILL for the group."""
+        if self.stopped_for is None:
+            self.stopped_for = reason
+            term = now + self._grace_s
+            self._stops = [(now, signal.SIGINT), (term, signal.SIGTERM), (term + _TERM_S, signal.SIGKILL)]
+
+    def kill(self, reason: str) -> None:
+        """End the process and all of its group at once."""
+        self.stopped_for = self.stopped_for or reason
+        self._stops = []
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(OSError):
+            if number is signal.SIGKILL:
+                os.killpg(self._process.pid, number)
+            else:
+                os.kill(self._process.pid, number)
+
+    def close(self) -> None:
+        """After the end: show the rest of the output, and leave nothing of the job's group behind if it went wrong."""
+        if self.status is None or self.status != 0:
+            self._signal(signal.SIGKILL)
+        self._process.wait()
+        for pipe in self.pipes:
+            pipe.drain()
+        if self._log is not None:
+            self._log.close()
+
+    def how(self) -> str:
+        """How the process ended, as the end of a sentence about the job."""
+        if self.status is not None and self.status < 0:
+            try:
+                name = signal.Signals(-self.status).name
+            except ValueError:
+                name = f"signal {-self.status}"
+            return f"was killed by {name}"
+        return f"ended with exit status {self.status}"
+
+
+class Lines:
+    """Passes a pipe's text on line by line, with a prefix, and keeps it as it came in a log."""
+
+    def __init__(self, pipe: IO[bytes], prefix: str, stream: TextIO, log: IO[bytes] | None) -> None:
+        self.pipe = pipe
+        self._prefix, self._stream, self._log = prefix, stream, log
+        self._rest = b""
+        os.set_blocking(pipe.fileno(), False)
+
+    def read(self) -> int:
+        """Pass on what is there: how many bytes, 0 at the pipe's end, -1 where nothing is there yet."""
+        try:
+            data = os.read(self.pipe.fileno(), _CHUNK)
+        except BlockingIOError:
+            return -1
+        if self._log is not None:
+            with contextlib.suppress(OSError):  # a full disk
+                self._log.write(data)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > _CHUNK:
+            lines, self._rest = [*lines, self._rest], b""
+        self._show(lines)
+        return len(data)
+
+    def drain(self) -> None:
+        """Pass on what is left after the process has ended, and close the pipe."""
+        for _ in range(_DRAIN_CHUNKS):
+            if self.read() <= 0:  # -1: something that the job started still holds the other end
+                break
+        self._show([self._rest] if self._rest else [])
+        self._rest = b""
+        self.pipe.close()
+
+    def _show(self, lines: list[bytes]) -> None:
+        if not lines:
+            return
+        # Of a line that was overwritten in place, a terminal would show the last state.
+        shown = (line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace") for line in lines)
+        say("".join(f"{self._prefix}{line}\n" for line in shown), self._stream)
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Write to a terminal (standard error unless told) that may be gone, or of a poor encoding."""
+    stream = sys.stderr if stream is None else stream
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    with contextlib.suppress(OSError, ValueError):
+        stream.write(text.encode(encoding, "replace").decode(encoding))
+        stream.flush()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let a process that starts here hold SIGINT back until it can answer it; its Python would die in an import."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
