@@ -43,11 +43,11 @@ class _Phase:
 
     @property
     def left_s(self) -> float | None:
-        """A test lasts for its time and for its queries: the later one counts. None: unknown."""
+        """A test lasts for its time and for its queries: the later one counts. None: unknown, or longer than expected."""
         known = [] if self.expected_s is None else [self.expected_s - self.elapsed_s]
         if self.expected and self.done:
             known.append((self.expected - self.done) * self.elapsed_s / self.done)
-        return max(0.0, *known) if known else None
+        return max(known) if known and max(known) > 0 else None
 
     @property
     def share(self) -> float | None:
@@ -58,7 +58,8 @@ class _Phase:
     def count(self) -> str:
         if self.live is None and not self.done and self.unit == "queries":
             return ""
-        return f"{self.done:,}/{self.expected:,} {self.unit}" if self.expected else f"{self.done:,} {self.unit}"
+        of = f"/{self.expected:,}" if self.expected and self.done <= self.expected else ""
+        return f"{self.done:,}{of} {self.unit}"
 
     def clock(self) -> str:
         left = self.left_s

@@ -138,6 +138,16 @@ def test_elsewhere_a_line_at_each_change_and_one_a_period() -> None:
     assert len(lines) == 6
 
 
+def test_a_test_that_outlasts_what_was_expected_promises_nothing() -> None:
+    stream = io.StringIO()
+    with Display(True, stream, plain_period_s=0.0) as display:
+        display.phase("performance", expected=39, expected_s=0.01)
+        time.sleep(0.05)
+        display.update(LIVE)
+    shown = stream.getvalue().splitlines()[1]
+    assert re.match(r"\[performance\] 0\.\d s · 40 queries · ", shown), shown
+
+
 def test_plain_lines_come_every_ten_seconds_unless_told() -> None:
     stream = io.StringIO()
     with Display(True, stream) as display:
