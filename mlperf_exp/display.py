@@ -43,7 +43,7 @@ class _Phase:
 
     @property
     def left_s(self) -> float | None:
-        """A test lasts for its time and for its queries: the later one counts. None: unknown, or longer than expected."""
+        """A test lasts for its time and for its queries: the later one counts. None: unknown, or overdue."""
         known = [] if self.expected_s is None else [self.expected_s - self.elapsed_s]
         if self.expected and self.done:
             known.append((self.expected - self.done) * self.elapsed_s / self.done)
