@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from mlperf_exp import loadgen, measure
 from mlperf_exp.errors import Interrupted, RunFailed
@@ -106,10 +107,16 @@ def expected(plan: Plan, mode: str, total_samples: int) -> tuple[int | None, flo
     seconds = chosen.min_duration_ms / 1000
     name = str(chosen.scenario).rsplit(".", 1)[-1]
     if name == "Server":
-        return max(chosen.min_query_count, round(chosen.server_target_qps * seconds)), seconds
+        return _whole_copies(chosen, max(chosen.min_query_count, round(chosen.server_target_qps * seconds))), seconds
     if name == "Offline":
-        return max(chosen.min_query_count, round(1.1 * chosen.offline_expected_qps * seconds)), None
+        return _whole_copies(chosen, max(chosen.min_query_count, round(1.1 * chosen.offline_expected_qps * seconds))), None
     return None, seconds
+
+
+def _whole_copies(chosen: Any, count: int) -> int:
+    """Equal issue sends whole copies of the data set, at least one; near enough for a display."""
+    copy = chosen.performance_sample_count_override
+    return max(1, round(count / copy)) * copy if chosen.sample_concatenate_permutation else count
 
 
 def _score(plan: Plan, inputs: Inputs, progress: Progress, phases: dict[str, float]) -> Score:

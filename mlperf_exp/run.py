@@ -148,7 +148,7 @@ def make_result(
             "name": run_name(plan.config),
             "status": status,
             "error": measurement.failure,
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "command": ["python", *sys.orig_argv[1:]],
             "overrides": list(HydraConfig.get().overrides.task),
             "started_at": start.at.isoformat(timespec="milliseconds"),
             "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -180,10 +180,12 @@ def make_result(
 
 
 def _keep(plan: Plan, result: dict[str, Any]) -> None:
-    """result.json first; then the report, which can be made again from it."""
-    path = plan.run_dir / "result.json"
-    result["artifacts"] = artifacts(plan.run_dir)
-    write_json(path, result)
+    """The record first; then the report, which can be made again from it."""
+    write_json(plan.run_dir / "result.json", result)
+    _report(plan, result)
+
+
+def _report(plan: Plan, result: dict[str, Any]) -> None:
     try:
         from mlperf_exp.report import write_report
 
@@ -192,7 +194,7 @@ def _keep(plan: Plan, result: dict[str, Any]) -> None:
         log.exception("the report broke")
         result["verdict"]["warnings"] = [*result["verdict"]["warnings"], f"The report could not be made: {error}"]
     result["artifacts"] = artifacts(plan.run_dir)
-    write_json(path, result)
+    write_json(plan.run_dir / "result.json", result)
 
 
 def _track(plan: Plan, result: dict[str, Any], tracker: Tracker, start: Start) -> None:
@@ -202,7 +204,7 @@ def _track(plan: Plan, result: dict[str, Any], tracker: Tracker, start: Start) -
     result["run"]["mlflow_run_id"] = outcome.mlflow_run_id
     result["phases"]["track_s"] = outcome.seconds
     result["phases"]["total_s"] = start.elapsed_s
-    write_json(plan.run_dir / "result.json", result)
+    _report(plan, result)  # once more, now that the time of tracking is known
 
 
 def artifacts(folder: Path) -> list[dict[str, Any]]:
