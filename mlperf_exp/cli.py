@@ -70,6 +70,8 @@ def task(cfg: DictConfig) -> dict[str, object]:
     except Exception as error:
         if HydraConfig.get().mode is not RunMode.RUN:
             raise
+        with contextlib.suppress(OSError):  # refused before anything was written: leave no empty folder
+            Path(HydraConfig.get().runtime.output_dir).rmdir()
         _ended_by.append(error)
         return {}
 

@@ -202,13 +202,14 @@ def _size(config: Config, given: dict[str, Any], fill: Any) -> None:
     cache = given.get("kv_cache_dtype", "auto")
     kv = _bytes("backend.engine.dtype", None if cache == "auto" else cache, dtype)
     others = given.get("pipeline_parallel_size", 1) * given.get("data_parallel_size", 1)
-    degree = given.get("tensor_parallel_size", max(1, hw.gpus_per_node // others))
-    if degree * others > hw.gpus_per_node or model.architecture.heads % degree:
+    most, heads = max(1, hw.gpus_per_node // others), model.architecture.heads
+    degree = given.get("tensor_parallel_size", max(n for n in range(1, most + 1) if heads % n == 0))
+    if degree * others > hw.gpus_per_node or heads % degree:
         raise UserError(
             "backend.engine.tensor_parallel_size",
             f"{degree}{f' times {others} of other parallelism' if others > 1 else ''} does not suit {hw.gpus_per_node} "
-            f"GPUs a node and {model.architecture.heads} attention heads",
-            f"Give a divisor of {model.architecture.heads} up to {max(1, hw.gpus_per_node // others)}",
+            f"GPUs a node and {heads} attention heads",
+            f"Give a divisor of {heads} up to {most}",
         )
     result = fit(
         model.architecture,

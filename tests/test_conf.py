@@ -1,0 +1,253 @@
+"""Every file in ``conf/``: composes with every other, states only what its schema has, and agrees with itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from mlperf_exp import cli, config
+from mlperf_exp.errors import UserError
+from mlperf_exp.plan import make_plan
+
+CONF = cli.conf_dir()
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra() -> Iterator[None]:
+    cli.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> DictConfig:
+    return compose("config", list(overrides))
+
+
+def needed(model: config.Model, hw: config.Hardware, scenario: config.ScenarioRules, backend: str) -> str | None:
+    """The key that a combination must be refused for, by rule; None: it must be planned."""
+    if (model.benchmark or "").endswith("-edge") and scenario.name.value not in ("Offline", "SingleStream"):
+        return "scenario"  # MLPerf has no such scenario at the edge
+    if backend == "vllm" and hw.nodes > 1:
+        return "hw"  # an engine in this process drives one node
+    return None
+
+
+@functools.cache
+def backends() -> dict[str, DictConfig]:
+    urls = {"openai": ["backend.urls=[http://localhost:8000]"]}
+    return {name: composed(f"backend={name}", *urls.get(name, ())) for name in options("backend")}
+
+
+@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("scenario", options("scenario"))
+def test_every_combination_is_planned_or_refused_with_a_reason(model: str, scenario: str, tmp_path: Path) -> None:
+    refused = planned = 0
+    whole = backends()
+    for hw, backend in itertools.product(options("hw"), whole):
+        what = f"model={model} hw={hw} scenario={scenario} backend={backend}"
+        if backend == next(iter(whole)):  # composing takes time, and no other group depends on the backend
+            cfg = composed(*what.split()[:3])
+        cfg.backend = whole[backend].backend
+        parts = OmegaConf.to_object(cfg)
+        assert isinstance(parts, config.Config)
+        assert (parts.hw.name, parts.scenario.name.name, parts.backend.name) == (hw, scenario, backend)
+        key = needed(parts.model, parts.hw, parts.scenario, backend)
+        if key is None:
+            plan = make_plan(cfg, tmp_path)
+            assert plan.modes == (("performance",) if backend == "simulated" else ("performance", "accuracy")), what
+            assert bool(plan.engine) == (backend == "vllm")
+            planned += 1
+        else:
+            with pytest.raises(UserError) as caught:
+                make_plan(cfg, tmp_path)
+            assert caught.value.key == key, what
+            assert caught.value.problem, what
+            assert caught.value.remedy, what
+            refused += 1
+    assert planned or (model, scenario) in (("llama3_8b_edge", "server"), ("llama3_8b_edge", "interactive"))
+    assert refused  # several nodes, at least
+
+
+@pytest.mark.parametrize("dataset", options("dataset"))
+@pytest.mark.parametrize("model", options("model"))
+def test_every_dataset_goes_with_every_model(model: str, dataset: str, tmp_path: Path) -> None:
+    plan = make_plan(composed(f"model={model}", f"dataset={dataset}"), tmp_path)
+    assert plan.config.dataset.name == dataset
+    assert ("accuracy" in plan.modes) == (dataset != "synthetic")
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset"),
+    [("llama3_8b", "cnn_dailymail"), ("llama3_8b_edge", "cnn_dailymail_edge"), ("llama3_tiny", "articles")],
+)
+def test_each_model_brings_its_data_set(model: str, dataset: str) -> None:
+    assert composed(f"model={model}").dataset.name == dataset
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_experiments_are_planned_and_yield_to_the_command_line(experiment: str, tmp_path: Path) -> None:
+    plan = make_plan(composed(f"experiment={experiment}"), tmp_path)
+    assert plan.config.name
+    other = make_plan(composed(f"experiment={experiment}", "name=mine", "scenario.target_qps=3"), tmp_path)
+    assert (other.config.name, other.config.scenario.target_qps) == ("mine", 3.0)
+
+
+def test_every_file_is_an_option_of_a_group_that_the_tests_go_through() -> None:
+    known = {"model", "dataset", "hw", "scenario", "backend", "experiment"}
+    for path in CONF.rglob("*.yaml"):
+        where = path.relative_to(CONF)
+        if where.parts[0] == "hydra":
+            text = (CONF / "config.yaml").read_text()
+            assert f"override {where.parent}: {path.stem}" in text, f"{where} is not used"
+        elif where.parts[0] == "tuning":
+            assert any(
+                path.stem == "_".join(names)
+                for names in itertools.product(options("model"), options("hw"), options("scenario"))
+            ), f"{where} names no model_hw_scenario"
+        else:
+            assert where == Path("config.yaml") or where.parts[0] in known, f"{where} is not used"
+
+
+def keys(node: Any, schema: Any, path: str) -> Iterator[str]:
+    """The keys of ``node`` that the dataclass ``schema`` does not have."""
+    fields = {f.name: f for f in dataclasses.fields(schema)}
+    for name, value in node.items():
+        if name not in fields:
+            yield f"{path}.{name}"
+            continue
+        inner = OmegaConf.structured(schema)
+        child = OmegaConf.get_type(inner, name)
+        if isinstance(value, dict) and dataclasses.is_dataclass(child):
+            yield from keys(value, child, f"{path}.{name}")
+
+
+SCHEMAS = {
+    "dataset": config.Dataset,
+    "hw": config.Hardware,
+    "scenario": config.ScenarioRules,
+}
+
+
+@pytest.mark.parametrize("group", SCHEMAS)
+def test_files_state_only_keys_of_their_schema(group: str) -> None:
+    for option in options(group):
+        node = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
+        assert node.pop("defaults")[-1] == "_self_", f"{group}/{option}"
+        assert not list(keys(node, SCHEMAS[group], f"{group}/{option}"))
+        assert node["name"] == option
+
+
+def test_backend_and_model_files_state_only_keys_of_their_schema() -> None:
+    for option in options("backend"):
+        node = yaml.safe_load((CONF / "backend" / f"{option}.yaml").read_text())
+        node.pop("defaults")
+        assert not list(keys(node, config.BACKENDS[option], option))
+    assert options("backend") == sorted(config.BACKENDS)
+    for option in options("model"):
+        node = yaml.safe_load((CONF / "model" / f"{option}.yaml").read_text())
+        node.pop("defaults")
+        assert list(node) == ["model"]
+        assert node["model"]["name"] == option
+        assert not list(keys(node["model"], config.Model, option))
+
+
+@pytest.mark.parametrize("key", ["foo", "scenario.foo", "model.architecture.foo", "tracking.foo", "backend.foo"])
+def test_unknown_keys_are_refused_with_and_without_a_plus(key: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigCompositionException):
+        composed(f"{key}=1")
+    for plus in ("+", "++"):
+        with pytest.raises(UserError, match="there is no such key. Allowed here: ") as caught:
+            make_plan(composed(f"{plus}{key}=1"), tmp_path)
+        assert caught.value.key == key
+
+
+def test_engine_arguments_need_no_plus(tmp_path: Path) -> None:
+    plan = make_plan(composed("backend.engine.max_num_seqs=7", "backend.engine.compilation_config={level: 0}"), tmp_path)
+    assert plan.engine["max_num_seqs"] == 7
+    assert plan.engine["compilation_config"] == {"level": 0}
+    with pytest.raises(HydraException):
+        composed("backend=simulated", "backend.engine.max_num_seqs=7")
+
+
+@pytest.mark.parametrize("hw", options("hw"))
+def test_hardware_profiles_are_complete_and_agree_with_themselves(hw: str) -> None:
+    profile = OmegaConf.to_object(composed(f"hw={hw}").hw)
+    assert isinstance(profile, config.Hardware)
+    assert profile.source
+    assert profile.memory_gib > 0
+    if profile.device is config.Device.cpu:
+        assert not profile.peak_tflops, "no processor is like another"
+        return
+    assert profile.gpu and profile.gpu.startswith("NVIDIA ")
+    assert profile.bandwidth_gb_s and 100 < profile.bandwidth_gb_s < 20_000
+    assert profile.power_w and 50 < profile.power_w <= 1500
+    peak = profile.peak_tflops
+    assert set(peak) <= {"fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4"}
+    assert peak["fp16"] == peak["bf16"]
+    # Dense figures double with each halving of the type; the vendors' tables round by up to three per cent.
+    assert peak["bf16"] == pytest.approx(2 * peak["tf32"], rel=0.03)
+    assert peak["int8"] == pytest.approx(2 * peak["bf16"], rel=0.03)
+    assert peak.get("fp8", peak["int8"]) == peak["int8"]
+    assert peak.get("fp4", 2 * peak["int8"]) == pytest.approx(2 * peak["int8"], rel=0.03)
+    assert peak["fp32"] < peak["tf32"]
+    assert profile.nodes >= 1 and profile.gpus_per_node >= 1
+
+
+MEMORY_GB = {"a30": 24, "l40s": 48, "a100": 80, "h100": 80, "h200": 141, "b200": 180}  # as sold
+
+
+@pytest.mark.parametrize("hw", MEMORY_GB)
+def test_memory_is_what_the_driver_reports_of_the_card_as_sold(hw: str) -> None:
+    memory = composed(f"hw={hw}").hw.memory_gib
+    assert 0.92 * MEMORY_GB[hw] <= memory * (1 << 30) / 1e9 <= 1.08 * MEMORY_GB[hw]
+
+
+@pytest.mark.parametrize(
+    ("several", "one", "nodes", "gpus"), [("2xa30", "a30", 2, 1), ("8xh100", "h100", 1, 8), ("2x8xh100", "h100", 2, 8)]
+)
+def test_profiles_of_several_differ_from_one_in_number_and_network_only(
+    several: str, one: str, nodes: int, gpus: int
+) -> None:
+    many, single = (OmegaConf.to_container(composed(f"hw={name}").hw) for name in (several, one))
+    assert isinstance(many, dict) and isinstance(single, dict)
+    assert (many["nodes"], many["gpus_per_node"]) == (nodes, gpus)
+    different = {key for key in many if many[key] != single[key]}
+    assert different <= {"name", "nodes", "gpus_per_node", "network"}
+    assert many["network"]
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_parameter_counts_follow_from_the_shapes(model: str) -> None:
+    shape = composed(f"model={model}").model.architecture
+    attention = shape.hidden_size * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
+    layer = attention + 3 * shape.hidden_size * shape.intermediate_size + 2 * shape.hidden_size
+    assert shape.parameters == shape.layers * layer + 2 * shape.vocab_size * shape.hidden_size + shape.hidden_size
+
+
+def test_benchmarks_names_and_targets() -> None:
+    for model, name, samples in (("llama3_8b", "llama3_1-8b", 13368), ("llama3_8b_edge", "llama3_1-8b-edge", 5000)):
+        it = composed(f"model={model}").model
+        assert it.benchmark == name
+        assert it.performance_samples == it.target.samples == samples
+        # MLPerf's figures: 99 % of the reference's ROUGE, and 90 % to 110 % of its output length
+        reference = {"llama3_8b": (38.7792, 15.9075, 24.4957, 35.793, 8167644),
+                     "llama3_8b_edge": (39.06, 16.1147, 24.6375, 36.124, 3051113)}[model]  # fmt: skip
+        target = it.target
+        for value, of in zip((target.rouge1, target.rouge2, target.rougeL, target.rougeLsum), reference, strict=False):
+            assert value == pytest.approx(0.99 * of, abs=1e-5)
+        assert target.gen_len_min == pytest.approx(0.9 * reference[4], abs=2)
+        assert target.gen_len_max == pytest.approx(1.1 * reference[4], abs=2)
