@@ -140,13 +140,13 @@ def _status(call: Callable[[], None]) -> int:
 def _unwritable(error: BaseException) -> ExperimentError | None:
     """The user's error in a file that could not be opened or written, wherever in Hydra or the run that was."""
     cause: BaseException | None = error
-    while cause is not None and not (isinstance(cause, OSError) and cause.errno and cause.filename):
+    while cause is not None and not (isinstance(cause, OSError) and (cause.filename or cause.errno in _DISK_FULL)):
         cause = cause.__cause__ or cause.__context__
-    if cause is None:
+    if not isinstance(cause, OSError):
         return None
-    assert isinstance(cause, OSError)
     if cause.errno in _DISK_FULL:
-        return RunFailed(f"{cause.filename}: {cause.strerror}. Make room, or choose another disk: hydra.run.dir=FOLDER")
+        where = cause.filename or "a file of the run"
+        return RunFailed(f"{where}: {cause.strerror}. Make room, or choose another disk: hydra.run.dir=FOLDER")
     problem = f"{cause.filename}: {cause.strerror}"
     return UserError("hydra.run.dir", problem, "Give a folder that can be written: hydra.run.dir=FOLDER")
 

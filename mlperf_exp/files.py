@@ -14,9 +14,16 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """Write ``content`` to ``path`` so that a reader, or a crash, never meets half of it.
 
     Raises:
-        OSError: the folder is missing or read-only, or the disk is full; ``path`` is then as it was.
+        OSError: the folder is missing or read-only, or the disk is full; it names ``path``, which is then as it was.
     """
     data = content.encode() if isinstance(content, str) else content
+    try:
+        _write_aside(path, data)
+    except OSError as error:  # a failed write names no file, and the one aside means nothing to anybody
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _write_aside(path: Path, data: bytes) -> None:
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

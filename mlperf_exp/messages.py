@@ -16,11 +16,11 @@ from mlperf_exp.config import Config
 class Query(NamedTuple):
     """One sample that LoadGen asks for.
 
-    ``row`` counts the queries of one test from 0; ``index`` is the sample's place in the data set.
+    ``row`` counts the queries of one test from 0; ``sample`` is its place in the data set.
     """
 
     row: int
-    index: int
+    sample: int
 
 
 class Completion(NamedTuple):
@@ -32,7 +32,7 @@ class Completion(NamedTuple):
     n_tokens: int | None = None  # where the system counts them itself; None: len(tokens)
 
     @property
-    def count(self) -> int:
+    def generated(self) -> int:
         """How many tokens the system generated."""
         return len(self.tokens) if self.n_tokens is None else self.n_tokens
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 from mlperf_exp.display import Display
 from mlperf_exp.live_log import LiveLog
@@ -15,7 +18,8 @@ class Progress:
     """The display and the live log as one; neither can end a run."""
 
     def __init__(self, plan: Plan) -> None:
-        self._display = Display(plan.config.progress)
+        self._stream = _own_stderr()
+        self._display = Display(plan.config.progress, self._stream)
         self._log = LiveLog(plan.run_dir / "live.jsonl")
         self._phase = "prepare"
         self._expected: int | None = None
@@ -29,6 +33,9 @@ class Progress:
     ) -> None:
         self._log.close()
         self._display.__exit__(kind, error, trace)
+        if self._stream is not sys.stderr:
+            with contextlib.suppress(OSError):
+                self._stream.close()
 
     def phase(self, name: str, expected: int | None = None, expected_s: float | None = None) -> None:
         """A phase begins; ``expected`` counts its queries or samples, ``expected_s`` its seconds at least."""
@@ -43,3 +50,11 @@ class Progress:
     def score(self, done: int, total: int) -> None:
         """So many samples are scored."""
         self._display.score(done, total)
+
+
+def _own_stderr() -> TextIO:
+    """A stream of our own to where stderr goes now: an engine's start sends file descriptor 2 to a log meanwhile."""
+    try:
+        return os.fdopen(os.dup(2), "w", buffering=1)
+    except OSError:
+        return sys.stderr

@@ -98,7 +98,7 @@ class Records:
                     continue
                 self.completed_ns[row] = now
                 if completion.error is None:
-                    self.tokens[row] = completion.count
+                    self.tokens[row] = completion.generated
                 else:
                     self.errors[row] = completion.error
                 self.finished.append(row)

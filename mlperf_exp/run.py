@@ -45,7 +45,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         write_atomic(plan.run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
         inputs = load(plan)
         plan = replace(plan, derived=(*plan.derived, *inputs.derived))
-        tracker = Tracker.start(plan.run_dir, plan.config.tracking, run_id(plan), run_name(plan.config), tags(plan))
+        tracker = Tracker.start(
+            plan.run_dir,
+            plan.config.tracking,
+            run_id(plan),
+            run_name(plan.config),
+            tags(plan),
+            plain(plan.config) | {"engine": plan.engine},
+        )
         with Progress(plan) as progress:
             start.phases["prepare_s"] = start.elapsed_s
             measurement = _measure(plan, inputs, progress)
@@ -134,6 +141,13 @@ def tags(plan: Plan) -> dict[str, str]:
     }
 
 
+def plain(config: Config) -> dict[str, Any]:
+    """The configuration as JSON values."""
+    value = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    assert isinstance(value, dict)
+    return {str(key): item for key, item in value.items()}
+
+
 def make_result(
     plan: Plan, inputs: Inputs, measurement: Measurement, verdict: Verdict, start: Start
 ) -> dict[str, Any]:
@@ -154,7 +168,7 @@ def make_result(
             "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         },
         "plan": {
-            "config": OmegaConf.to_container(OmegaConf.structured(plan.config), enum_to_str=True),
+            "config": plain(plan.config),
             "engine": plan.engine,
             "modes": list(plan.modes),
             "derived": [asdict(item) for item in plan.derived],

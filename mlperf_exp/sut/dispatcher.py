@@ -94,10 +94,10 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         while self._pending and (server := self._router.pick()) is not None:
             query, sink = self._pending.popleft()
-            if not 0 <= query.index < len(self._prompts):
-                sink.complete((Completion(query.row, error=f"there is no sample {query.index}"),))
+            if not 0 <= query.sample < len(self._prompts):
+                sink.complete((Completion(query.row, error=f"there is no sample {query.sample}"),))
                 continue
-            prompt, work = self._prompts[query.index]
+            prompt, work = self._prompts[query.sample]
             now = loop.time()
             if not self._router.outstanding(server):
                 self._heard_at[server] = now  # it had no reason to say anything

@@ -137,7 +137,7 @@ class Vllm:
         while self._inbox:
             queries, sink = self._inbox.popleft()
             for query in queries:
-                task = self._loop.create_task(self._answer(query, self._prompts[query.index], sink))
+                task = self._loop.create_task(self._answer(query, self._prompts[query.sample], sink))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 

@@ -130,7 +130,7 @@ def test_every_query_completes_once_with_the_servers_ids_and_count(server: Serve
         completion = sink.one(row)
         assert list(completion.tokens) == expected(samples[row % 50].tokens)
         assert completion.error is None
-        assert completion.count == OUTPUT
+        assert completion.generated == OUTPUT
         (first,) = sink.first[row]
         assert first <= sink.ends[row][0][0]
     assert sink.failures == []
@@ -192,7 +192,7 @@ def test_a_token_without_text_counts_by_usage(server: Server) -> None:
     with running(openai(config(server), tokenize=lambda text: [7]), sample(Kind.SILENT_TOKEN)) as (system, sink):
         system.submit([Query(0, 1)], sink)
         sink.wait(1)
-    assert sink.one(0).count == 1
+    assert sink.one(0).generated == 1
     assert len(sink.first[0]) == 1
 
 
@@ -207,7 +207,7 @@ def test_text_is_tokenized_where_there_are_no_ids_and_usage_still_counts(server:
         sink.wait(1)
     completion = sink.one(0)
     assert list(completion.tokens) == expected(GOOD.tokens)[:-1]
-    assert completion.count == OUTPUT
+    assert completion.generated == OUTPUT
     assert set(server.bodies[-1]) == {"prompt", "model", "max_tokens", "temperature", "stream", "stream_options"}
 
 
