@@ -176,7 +176,9 @@ def test_unknown_keys_are_refused_with_and_without_a_plus(key: str, tmp_path: Pa
 
 
 def test_engine_arguments_need_no_plus(tmp_path: Path) -> None:
-    plan = make_plan(composed("backend.engine.max_num_seqs=7", "backend.engine.compilation_config={level: 0}"), tmp_path)
+    plan = make_plan(
+        composed("backend.engine.max_num_seqs=7", "backend.engine.compilation_config={level: 0}"), tmp_path
+    )
     assert plan.engine["max_num_seqs"] == 7
     assert plan.engine["compilation_config"] == {"level": 0}
     with pytest.raises(HydraException):
