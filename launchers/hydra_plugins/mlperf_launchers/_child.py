@@ -31,8 +31,9 @@ _EXIT_S = 60.0  # between the result and the end of the process: threads and ate
 
 def main() -> NoReturn:
     """Run the job, leave its result, end the process."""
-    request: Request = pickle.loads(Path(sys.argv[1]).read_bytes())
-    answer, lifeline = Path(sys.argv[2]), int(sys.argv[3])
+    asked, answer, lifeline = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    request: Request = pickle.loads(asked.read_bytes())
+    asked.unlink()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a launcher started by `command &` has it ignored
     os.set_inheritable(lifeline, False)
     threading.Thread(target=_follow, args=(lifeline, request.grace_s), name="lifeline", daemon=True).start()

@@ -15,7 +15,7 @@ from typing import IO, TextIO
 
 from hydra_plugins.mlperf_launchers._job import Job
 
-_TERM_S = 10.0  # between SIGTERM and SIGKILL
+_TERM_S = 5.0  # between SIGTERM and SIGKILL
 _CHUNK = 1 << 16
 _DRAIN_CHUNKS = 1024  # of a pipe that a surviving grandchild still writes to
 

@@ -1,0 +1,31 @@
+"""Hydra's own suites for launchers, on every launcher of this project that runs without a cluster.
+
+All of their tests pass; ``hydra.extra.pytest_plugin`` brings their fixtures.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
+
+LAUNCHERS = [("local", []), ("local", ["hydra.launcher.max_parallel=2"])]
+
+
+@pytest.mark.parametrize(("launcher_name", "overrides"), LAUNCHERS)
+class TestLauncher(LauncherTestSuite):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("launcher_name", "overrides"),
+    [("local", ["hydra/sweeper=basic", "hydra.sweeper.max_batch_size=2", "hydra.launcher.max_parallel=2"])],
+)
+class TestBatches(BatchedSweeperTestSuite):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("task_launcher_cfg", "extra_flags"), [({}, ["-m", "hydra/launcher=local", "hydra.job.chdir=true"])]
+)
+class TestIntegration(IntegrationTestSuite):
+    pass
