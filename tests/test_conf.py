@@ -170,7 +170,7 @@ def test_unknown_keys_are_refused_with_and_without_a_plus(key: str, tmp_path: Pa
     with pytest.raises(ConfigCompositionException):
         composed(f"{key}=1")
     for plus in ("+", "++"):
-        with pytest.raises(UserError, match="there is no such key. Allowed here: ") as caught:
+        with pytest.raises(UserError, match=r"there is no such key\. Allowed here: ") as caught:
             make_plan(composed(f"{plus}{key}=1"), tmp_path)
         assert caught.value.key == key
 
