@@ -12,6 +12,7 @@ from mlperf_exp.config import Dataset, Device, Model, OpenaiBackend, SimulatedBa
 from mlperf_exp.environment import gpus
 from mlperf_exp.errors import UserError
 from mlperf_exp.files import write_json
+from mlperf_exp.memory import BYTES, GIB, weight_bytes
 from mlperf_exp.messages import Derived, Plan, Sample
 
 ARTICLES = Path(__file__).parent / "data" / "articles.json"
@@ -41,7 +42,10 @@ def check_machine(plan: Plan) -> tuple[str, ...]:
         UserError: the profile wants GPUs that are not here.
     """
     hw = plan.config.hw
-    if not isinstance(plan.config.backend, VllmBackend) or hw.device is Device.cpu:
+    if not isinstance(plan.config.backend, VllmBackend):
+        return ()
+    if hw.device is Device.cpu:
+        _check_host_memory(plan)
         return ()
     found = gpus()
     if len(found) < hw.gpus_per_node:
@@ -62,6 +66,21 @@ def check_machine(plan: Plan) -> tuple[str, ...]:
     if first.used_mib > 2048:
         warnings.append(f"GPU {first.index} is in use by others: {first.used_mib / 1024:.1f} GiB were taken before.")
     return tuple(warnings)
+
+
+def _check_host_memory(plan: Plan) -> None:
+    """On a processor, weights and context live in the machine's own memory."""
+    import psutil
+
+    needed = weight_bytes(plan.config.model.architecture, BYTES.get(str(plan.engine["dtype"]), 2.0)) / GIB
+    needed += plan.config.hw.memory_gib
+    present = psutil.virtual_memory().total / GIB
+    if needed > present:
+        raise UserError(
+            "hw",
+            f"{plan.config.model.name} takes {needed:.1f} GiB with its context, this machine has {present:.1f} GiB",
+            "Choose a smaller model (experiment=quickstart runs anywhere), or a profile with a GPU",
+        )
 
 
 def load(plan: Plan) -> Inputs:
@@ -200,12 +219,12 @@ def _tokenizer_folder(folder: Path | None, model: Model) -> Path:
     return _cached(model)
 
 
-def tokenizer(folder: Path) -> Callable[[str], list[int]]:
-    """Text -> token ids with the begin-of-text token, as the reference tokenizes prompts."""
+def tokenizer(folder: Path, special: bool = True) -> Callable[[str], list[int]]:
+    """Text -> token ids; ``special`` with the begin-of-text token, as the reference tokenizes prompts."""
     from tokenizers import Tokenizer
 
     fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return lambda text: list(fast.encode(text).ids)
+    return lambda text: list(fast.encode(text, add_special_tokens=special).ids)
 
 
 def decoder(folder: Path) -> Callable[[list[list[int]]], list[str]]:

@@ -191,6 +191,8 @@ def _engine(config: Config, derived: list[Derived], warnings: list[str]) -> dict
         _size(config, given, fill)
     else:
         fill("max_num_seqs", 256, "as many sequences as a processor keeps busy")
+        fill("max_num_batched_tokens", 2048, "enough to keep a processor busy; more only delays first tokens")
+        fill("enforce_eager", True, "compiling for a processor takes longer than it saves in a short run")
     return given
 
 

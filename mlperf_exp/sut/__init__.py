@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlperf_exp.config import OpenaiBackend, SimulatedBackend, VllmBackend
+from mlperf_exp.inputs import tokenizer
 from mlperf_exp.messages import Plan
 from mlperf_exp.sut.base import SystemUnderTest
 
@@ -21,7 +22,13 @@ def create(plan: Plan, model: Path | None) -> SystemUnderTest:
         from mlperf_exp.sut.openai import OpenAI
 
         rules = plan.config.model
-        return OpenAI(backend, model=rules.path, max_tokens=rules.max_new_tokens, min_tokens=rules.min_new_tokens)
+        return OpenAI(
+            backend,
+            model=rules.path,
+            max_tokens=rules.max_new_tokens,
+            min_tokens=rules.min_new_tokens,
+            tokenize=tokenizer(model, special=False) if model is not None else None,
+        )
     if isinstance(backend, SimulatedBackend):
         from mlperf_exp.sut.simulated import Simulated
 
