@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,10 +113,7 @@ def _context(plan: Plan) -> int:
 def _model_folder(plan: Plan) -> Path | None:
     model = plan.config.model
     if model.weights is Weights.dummy:
-        folder = plan.run_dir / "model"
-        folder.mkdir(exist_ok=True)
-        write_json(folder / "config.json", huggingface_config(model))
-        return folder
+        return _dummy_folder(model)
     if model.path == "builtin:llama3_tiny":
         from mlperf_exp.tiny_llama import ensure
 
@@ -125,6 +124,16 @@ def _model_folder(plan: Plan) -> Path | None:
     if isinstance(plan.config.backend, OpenaiBackend):
         return None
     return _complete(_cached(model))
+
+
+def _dummy_folder(model: Model) -> Path:
+    """A folder with only ``config.json``: the same one for the same model, as vLLM's compile cache goes by its path."""
+    description = huggingface_config(model)
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+    folder = Path("outputs") / "models" / f"{model.name}-dummy-{digest[:8]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", description)
+    return folder.absolute()
 
 
 def _cached(model: Model) -> Path:

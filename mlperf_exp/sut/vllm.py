@@ -120,7 +120,8 @@ class Vllm:
     def _set_environment(self) -> None:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_COLOR", "0")
-        os.environ["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"  # a fork would copy LoadGen and the threads around it
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork copies LoadGen, and holds the reaper's pipe
+        os.environ["SPT_NOENV"] = "1"  # vLLM's setproctitle would wipe out the mark that the reaper looks for
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all that is needed is in the model's folder
         if self._plan.config.hw.device is Device.cpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, int(self._plan.config.hw.memory_gib))))
