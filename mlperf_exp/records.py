@@ -80,10 +80,12 @@ class Records:
     def claim_first_tokens(self, rows: Sequence[int]) -> list[int]:
         """Stamp first tokens; returns the rows for which this is the first word of it."""
         now = time.perf_counter_ns()
+        fresh = []
         with self._lock:
-            fresh = [row for row in rows if not self.first_token_ns[row] and not self.completed_ns[row]]
-            for row in fresh:
-                self.first_token_ns[row] = now
+            for row in rows:  # one by one: a row may be in a batch twice
+                if not self.first_token_ns[row] and not self.completed_ns[row]:
+                    self.first_token_ns[row] = now
+                    fresh.append(row)
         return fresh
 
     def claim(self, completions: Sequence[Completion]) -> list[Completion]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -33,6 +34,7 @@ def hydra() -> Iterator[None]:
         yield
 
 
+@functools.cache
 def plan(*overrides: str, folder: Path = Path("run")) -> Plan:
     return make_plan(compose("config", ["hw=h100", *overrides]), folder)
 
@@ -40,7 +42,8 @@ def plan(*overrides: str, folder: Path = Path("run")) -> Plan:
 def measure(folder: Path, *overrides: str) -> Measurement:
     """A second of the real LoadGen against a simulated system."""
     words = ["backend=simulated", "backend.ttft_ms=5", "backend.tpot_ms=0.5", "backend.output_tokens=8",
-             "scenario.target_qps=700", "scenario.min_duration_s=1", "scenario.min_query_count=600", "progress=false"]  # fmt: skip
+             "scenario.target_qps=700", "scenario.min_duration_s=1", "scenario.min_query_count=600",
+             "progress=false"]  # fmt: skip
     it = plan(*words, *overrides, folder=folder)
     with Progress(it) as progress:
         return bench(it, Inputs(None, [Sample((1,), "")] * 64, None), progress)
