@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
 
-LAUNCHERS = [("local", []), ("local", ["hydra.launcher.max_parallel=2"])]
+LAUNCHERS = [("local", [])]
 
 
 @pytest.mark.parametrize(("launcher_name", "overrides"), LAUNCHERS)

@@ -25,7 +25,7 @@ from mlperf_exp.errors import UserError
 
 # A task that does what its override says. Functions and classes of __main__ reach the jobs by value.
 APP = '''
-import ctypes, json, os, signal, subprocess, sys, threading, time
+import contextlib, ctypes, json, os, signal, subprocess, sys, threading, time
 from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -60,7 +60,12 @@ def do(cfg, folder):
             print(f"line {i}", flush=True)
         os._exit(7)
     if act == "leaver":
-        subprocess.Popen(["sleep", "300"])
+        subprocess.Popen(["sleep", "60"])
+    if act == "linger":
+        threading.Thread(target=time.sleep, args=(300,)).start()
+    if act == "late":
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(300)
     if act == "slow":
         try:
             time.sleep(300)
@@ -210,16 +215,14 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize("parallel", [1, 2])
-def test_awkward_values_arrive_unchanged(app: Path, parallel: int) -> None:
-    def quote(value: str) -> str:  # Hydra's quoting: backslashes only before a quote, and ${ is an interpolation
-        text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value, count=0)
+def test_awkward_values_arrive_unchanged(app: Path) -> None:
+    def quote(value: str) -> str:  # Hydra's way: backslashes count only before a quote, ${ begins an interpolation
+        text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
         return "'" + text.replace("${", "\\${") + "'"
 
-    values = VALUES[:5] if parallel == 1 else VALUES[5:]
-    done = sweep(app, "+act=ok", "+value=" + ",".join(map(quote, values)), f"hydra.launcher.max_parallel={parallel}")
+    done = sweep(app, "+act=ok", "+value=" + ",".join(map(quote, VALUES)), "hydra.launcher.max_parallel=2")
     assert done.status == 0, done.stderr
-    assert [done.seen(number)["value"] for number in range(len(values))] == values
+    assert [done.seen(number)["value"] for number in range(len(VALUES))] == VALUES
 
 
 def test_what_fails_is_told_and_the_others_go_on(app: Path) -> None:
@@ -260,11 +263,13 @@ def test_fail_fast_starts_no_more(app: Path) -> None:
     assert "JobLost: job 1 (+act=exit) ended with exit status 7" in done.stderr.splitlines()[-1]
 
 
-def test_timeout_interrupts_one_job_only(app: Path) -> None:
-    done = sweep(app, "+act=slow,ok", "hydra.launcher.timeout_s=2", "hydra.launcher.max_parallel=2")
-    assert done.ends() == ["failed", "finished"]
+def test_timeout_and_grace_end_jobs_and_no_results(app: Path) -> None:
+    limits = ["hydra.launcher.timeout_s=5", "hydra.launcher.grace_s=1", "hydra.launcher.max_parallel=4"]
+    # One keeps what it has; one finishes all the same; one has a thread that never ends; one is in time.
+    done = sweep(app, "+act=slow,late,linger,ok", *limits)
+    assert done.ends() == ["failed", "finished", "finished", "finished"]
     assert (done.folder / "0" / "kept").exists()
-    assert "took longer than hydra.launcher.timeout_s=2 s" in done.stderr.splitlines()[-1]
+    assert "took longer than hydra.launcher.timeout_s=5 s" in done.stderr.splitlines()[-1]
     assert done.status == 1
 
 

@@ -26,8 +26,6 @@ from mlperf_exp.cli import leave
 from mlperf_exp.errors import Interrupted
 from mlperf_exp.files import write_atomic
 
-_EXIT_S = 60.0  # between the result and the end of the process: threads and atexit functions of libraries
-
 
 def main() -> NoReturn:
     """Run the job, leave its result, end the process."""
@@ -44,8 +42,8 @@ def main() -> NoReturn:
         with contextlib.suppress(AttributeError):
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     write_atomic(answer, encode(_outcome(request)))
-    # From here the result stands. What hangs in the interpreter's end is dumped and ended.
-    faulthandler.dump_traceback_later(_EXIT_S, exit=True)
+    # From here the result stands. Threads and atexit functions of libraries that hang are dumped and ended.
+    faulthandler.dump_traceback_later(max(0.1, request.grace_s), exit=True)
     leave(0)
 
 

@@ -30,4 +30,5 @@ class LocalLauncherConf(LauncherConf):
     """``hydra/launcher=local``."""
 
     _target_: str = "hydra_plugins.mlperf_launchers.local.LocalLauncher"
-    grace_s: float = 60.0  # how long an interrupted job may take to keep what it has, before it is ended by force
+    # How long a job may take to end, after an interrupt or after its result, before it is ended by force.
+    grace_s: float = 60.0

@@ -3,6 +3,9 @@
 The launcher sleeps in one ``select`` until a job ends, prints, runs out of time, or a signal arrives: it takes nothing
 from what the jobs measure. The first SIGINT, SIGTERM or SIGHUP interrupts every running job, which then keeps what it
 has; a further SIGINT kills them.
+
+Results are in the jobs' order, whatever the order of their ends. Hydra raises the first failure among them at the end:
+the exit status of a sweep is that of the first job that failed.
 """
 
 from __future__ import annotations
@@ -182,7 +185,7 @@ class Batch:
         job = process.job
         result = _job.read_answer(job)
         last = _job.tail(job) if result is None else []
-        if process.stopped_for == "timeout":
+        if process.stopped_for == "timeout" and (result is None or _job.error_of(result) is not None):
             limit = f"took longer than hydra.launcher.timeout_s={self._launcher.timeout_s:g} s and was ended"
             result = _job.failed(job, RunFailed(f"job {job.number} {limit}; what it had finished is in {job.folder}"))
         elif result is None and process.stopped_for is not None:

@@ -18,6 +18,7 @@ from mlperf_exp.errors import Interrupted, InvalidResult
 
 _STYLES = {"finished": "green", "failed": "red", "interrupted": "yellow", "not started": "dim"}
 _NONE = "–"
+_ROOM = 32  # columns in which overrides can be read
 
 
 @dataclass(slots=True)
@@ -55,6 +56,15 @@ class Row:
         finished = error is None or isinstance(error, InvalidResult)
         self.status = "finished" if finished else "interrupted" if isinstance(error, Interrupted) else "failed"
 
+    @property
+    def verdict(self) -> Text:
+        """What was judged; a run that did not come to its end was not."""
+        if self.figure("run", "status") != "finished":
+            return Text(_NONE)
+        return (
+            Text("valid", style="green") if self.figure("verdict", "valid") is True else Text("invalid", style="yellow")
+        )
+
     def figure(self, *keys: str) -> Any:
         """A value of the result; None where it has none."""
         value: Any = self.result
@@ -71,45 +81,52 @@ def _changed(path: Path) -> int | None:
 
 
 def show(rows: Sequence[Row], sweep_dir: Path, console: Console | None = None) -> None:
-    """Print the table on standard output. Overrides that all jobs share stand below it, once."""
+    """Print the table on standard output.
+
+    Overrides that all jobs share stand below it, once. On a narrow terminal those of each job stand there too.
+    """
     console = console or Console(highlight=False)
     shared = set(rows[0].overrides).intersection(*(row.overrides for row in rows)) if len(rows) > 1 else set()
+    own = [describe([text for text in row.overrides if text not in shared]) or _NONE for row in rows]
+    unbound = console.options.update(width=10_000)
+    if not console.is_terminal:  # a file has no width to fold at
+        console.width = max(console.width, console.measure(_table(rows, own, sweep_dir), options=unbound).maximum)
+    room = console.width - console.measure(_table(rows, None, sweep_dir), options=unbound).maximum - 2
+    beside = room >= min(_ROOM, max(map(len, own)))
+    lines = [] if beside else [f"{row.number:>3}    {text}" for row, text in zip(rows, own, strict=True)]
+    if shared:
+        lines.append(f"All    {describe([text for text in rows[0].overrides if text in shared])}")
+    lines.append(f"Sweep  {sweep_dir}")
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        console.print()
+        console.print(_table(rows, own if beside else None, sweep_dir))
+        for line in lines:
+            console.print(Text(line, style="dim"), soft_wrap=True)
+
+
+def _table(rows: Sequence[Row], own: Sequence[str] | None, sweep_dir: Path) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name, right in (
-        ("Job", True),
-        ("Overrides", False),
-        ("Status", False),
-        ("Verdict", False),
-        ("Samples/s", True),
-        ("Tokens/s", True),
-        ("TTFT p99", True),
-        ("Seconds", True),
-        ("Folder", False),
-    ):
-        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name != "Overrides")
-    for row in rows:
-        valid = row.figure("verdict", "valid")
+    table.add_column("Job", justify="right")
+    if own is not None:
+        table.add_column("Overrides", overflow="fold")
+    for name in ("Status", "Verdict"):
+        table.add_column(name)
+    for name in ("Samples/s", "Tokens/s", "TTFT p99", "Seconds"):
+        table.add_column(name, justify="right")
+    table.add_column("Folder", overflow="fold")
+    for i, row in enumerate(rows):
         table.add_row(
             str(row.number),
-            Text(describe([text for text in row.overrides if text not in shared]) or _NONE),
+            *([] if own is None else [Text(own[i])]),
             Text(row.status, style=_STYLES.get(row.status, "")),
-            {True: Text("valid", style="green"), False: Text("invalid", style="yellow")}.get(valid, Text(_NONE)),
+            row.verdict,
             _number(row.figure("metrics", "samples_per_second")),
             _number(row.figure("metrics", "tokens_per_second")),
             _number(row.figure("metrics", "ttft_p99_ms"), " ms"),
             _number(row.seconds),
             Text(_relative(row.folder, sweep_dir)),
         )
-    below = [f"Sweep  {sweep_dir}"]
-    if shared:
-        below.insert(0, f"All    {describe([text for text in rows[0].overrides if text in shared])}")
-    if not console.is_terminal:  # a file has no width to fold at
-        console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)
-    with contextlib.suppress(OSError):  # the terminal may be gone
-        console.print()
-        console.print(table)
-        for line in below:
-            console.print(Text(line, style="dim"), soft_wrap=True)
+    return table
 
 
 def interruption(rows: Sequence[Row], sweep_dir: Path) -> str:
