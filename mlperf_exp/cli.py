@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
@@ -41,7 +42,7 @@ _REMEDIES = {  # a word of OmegaConf's reason -> the remedy
     "does not support deletion": "Set another value, or null where the key allows it",
     "Interpolation key": "Give a value, or the name of a key that there is",
 }
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def conf_dir() -> Path:
@@ -87,6 +88,7 @@ def main() -> NoReturn:
 def _hydra() -> None:
     refuse_secrets(sys.argv[1:])
     _refuse_nothing(sys.argv[1:])
+    _refuse_flags(sys.argv[1:])
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     if _ended_by:
         raise _ended_by[0]
@@ -115,6 +117,17 @@ def _refuse_nothing(words: Sequence[str]) -> None:
         if match:
             options = ", ".join(sorted(path.stem for path in (conf_dir() / match[1]).glob("*.yaml")))
             raise UserError(match[1], "a run needs one", f"Allowed: {options}")
+
+
+def _refuse_flags(words: Sequence[str]) -> None:
+    """Refuse what Hydra's parser would answer with a page of usage: unknown flags, and flags amid KEY=VALUE."""
+    _, unknown = get_args_parser().parse_known_args(list(words))
+    if unknown and unknown[0].startswith("-"):
+        raise UserError(unknown[0], "there is no such flag", "See python -m mlperf_exp --help")
+    if unknown:
+        raise UserError(
+            unknown[0], "a flag stands between the settings", "Write flags (such as -m) before all KEY=VALUE"
+        )
 
 
 def _status(call: Callable[[], None]) -> int:

@@ -95,12 +95,21 @@ def load(plan: Plan) -> Inputs:
     warnings = check_machine(plan)
     if isinstance(config.backend, SimulatedBackend):
         count = config.dataset.samples or config.model.performance_samples or _SIMULATED_SAMPLES
+        _check_drawn(config.scenario.samples, count)
         return Inputs(None, [Sample((1,), "")] * count, None, warnings=warnings)
     folder = _model_folder(plan)
     dataset, derived = _dataset(config.dataset, config.model)
     samples = _samples(dataset, config.model, folder, _context(plan), config.seed)
+    _check_drawn(config.scenario.samples, len(samples))
     decode = None if "accuracy" not in plan.modes else decoder(_tokenizer_folder(folder, config.model))
     return Inputs(folder, samples, decode, derived, warnings)
+
+
+def _check_drawn(drawn: int | None, present: int) -> None:
+    """LoadGen would take more samples than there are without a word, and report them."""
+    if drawn is not None and drawn > present:
+        remedy = f"Give at most {present:,}, or null for all"
+        raise UserError("scenario.samples", f"{drawn:,} are to be drawn from, the data set has {present:,}", remedy)
 
 
 def _context(plan: Plan) -> int:
@@ -211,6 +220,8 @@ def _samples(dataset: Dataset, model: Model, folder: Path | None, context: int, 
         )
     from mlperf_exp.data import cnn_dailymail
 
+    if dataset.path is None and dataset.name != "articles":
+        raise UserError("dataset.path", f"{dataset.name} needs a file", "Give one, or choose dataset=articles")
     path = ARTICLES if dataset.name == "articles" and dataset.path is None else Path(str(dataset.path)).expanduser()
     tokenize = tokenizer(_tokenizer_folder(folder, model)) if dataset.tokenize else None
     return cnn_dailymail.load(path, tokenize, limit=dataset.samples, max_tokens=context)

@@ -19,6 +19,7 @@ from mlperf_exp.ranges import MAX_QUERIES, check_numbers
 MAX_QPS = 1e6
 # "user@", or "user:password@" where the password may hold anything; "host:5000/folder@2" is neither
 _CREDENTIALS = re.compile(r"://([^/?#\s@]*@|[^/?#\s@:]+:(?!\d+(/|$))\S*@)")
+BENCHMARKS = ("llama3_1-8b", "llama3_1-8b-edge")  # LoadGen's names of what this program can run
 EDGE_SCENARIOS = (Scenario.offline, Scenario.single_stream)
 
 
@@ -103,6 +104,12 @@ def _check_load(config: Config) -> None:
 
 
 def _check_names(config: Config) -> None:
+    if config.model.benchmark not in (None, *BENCHMARKS):
+        raise UserError(
+            "model.benchmark",
+            f"LoadGen has no settings for '{config.model.benchmark}', and would take others without a word",
+            f"Give one of {', '.join(BENCHMARKS)}, or null for a model of no benchmark",
+        )
     _no_credentials("tracking.uri", config.tracking.uri, "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
     if (config.model.benchmark or "").endswith("-edge") and config.scenario.name not in EDGE_SCENARIOS:
         raise UserError(

@@ -66,7 +66,19 @@ def refused(cwd: Path, *words: str, status: int = 2) -> str:
         ("scenario.target_qps=1e9", "scenario.target_qps", "at most 1,000,000"),
         ("model=llama3_8b_edge scenario=server", "scenario", "edge benchmark. Use scenario=offline"),
         # what the machine and its files are found to lack
-        ("model=llama3_8b hw=cpu", "model.path", "hf download meta-llama/.*model.path=FOLDER.*model.weights=dummy"),
+        (
+            "model=llama3_tiny model.path=no/body",
+            "model.path",
+            "hf download no/body .*model.path=FOLDER.*weights=dummy",
+        ),
+        (
+            "backend=simulated dataset.samples=9 scenario.samples=10",
+            "scenario.samples",
+            "data set has 9. Give at most 9",
+        ),
+        ("model.benchmark=llama3.1-8b", "model.benchmark", "Give one of llama3_1-8b, "),
+        ("seed=1 --multirun hw=cpu", "hw=cpu", "Write flags .* before all KEY=VALUE"),
+        ("--fast", "--fast", "no such flag"),
         ("model=llama3_tiny dataset.path=gone.json", "dataset.path", "gone.json does not exist.*data.prepare"),
     ],
 )
@@ -75,6 +87,15 @@ def test_a_slip_gets_one_line_and_status_2(tmp_path: Path, words: str, key: str,
     assert line.startswith(f"{key}: ")
     assert re.search(says, line), line
     assert not list(tmp_path.rglob("result.json"))
+
+
+def test_the_large_model_on_a_processor_says_what_to_do(tmp_path: Path) -> None:
+    line = refused(tmp_path, "model=llama3_8b", "hw=cpu")
+    if line.startswith("hw: "):  # not enough memory for 15 GiB of weights
+        assert "this machine has" in line and "experiment=quickstart" in line
+    else:
+        assert line.startswith("model.path: 'meta-llama/Llama-3.1-8B-Instruct' is neither a folder nor in the Hugging")
+        assert "hf download meta-llama/" in line and "model.weights=dummy" in line
 
 
 def test_a_profile_with_gpus_explains_itself_on_a_machine_without(tmp_path: Path) -> None:
