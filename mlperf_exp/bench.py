@@ -106,11 +106,11 @@ def expected(plan: Plan, mode: str, total_samples: int) -> tuple[int | None, flo
     chosen, _ = loadgen.settings(plan, mode, total_samples)
     seconds = chosen.min_duration_ms / 1000
     name = str(chosen.scenario).rsplit(".", 1)[-1]
-    if name == "Server":
-        return _whole_copies(chosen, max(chosen.min_query_count, round(chosen.server_target_qps * seconds))), seconds
-    if name == "Offline":
-        return _whole_copies(chosen, max(chosen.min_query_count, round(1.1 * chosen.offline_expected_qps * seconds))), None
-    return None, seconds
+    rates = {"Server": chosen.server_target_qps, "Offline": 1.1 * chosen.offline_expected_qps}
+    if name not in rates:
+        return None, seconds
+    count = _whole_copies(chosen, max(chosen.min_query_count, round(rates[name] * seconds)))
+    return count, seconds if name == "Server" else None
 
 
 def _whole_copies(chosen: Any, count: int) -> int:
@@ -128,9 +128,7 @@ def _score(plan: Plan, inputs: Inputs, progress: Progress, phases: dict[str, flo
     began = time.perf_counter()
     folder: Path = plan.run_dir / "accuracy"
     outputs = read_accuracy_log(folder / "mlperf_log_accuracy.json")
-    result = score(
-        outputs, [sample.reference for sample in inputs.samples], inputs.decode, on_progress=progress.score
-    )
+    result = score(outputs, [sample.reference for sample in inputs.samples], inputs.decode, on_progress=progress.score)
     write_atomic(folder / "accuracy.txt", accuracy_text(result) + "\n")
     phases["score_s"] = time.perf_counter() - began
     return result

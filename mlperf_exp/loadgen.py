@@ -225,7 +225,8 @@ class _Driver:
                 buffer = array("i", completion.tokens)
                 address, size = buffer.buffer_info()
                 buffers.append(buffer)  # LoadGen copies inside the call only: keep it alive until then
-                answers.append(lg.QuerySampleResponse(responses[completion.row], address, 4 * size, completion.generated))
+                count = completion.generated
+                answers.append(lg.QuerySampleResponse(responses[completion.row], address, 4 * size, count))
             lg.QuerySamplesComplete(answers)
 
     def failed(self, reason: str) -> None:

@@ -27,7 +27,7 @@ from mlperf_exp.judge import judge
 from mlperf_exp.messages import Measurement, Plan, Verdict
 from mlperf_exp.plan import make_plan
 from mlperf_exp.progress import Progress
-from mlperf_exp.tracking import Tracker
+from mlperf_exp.track.tracker import Tracker
 
 log = logging.getLogger(__name__)
 

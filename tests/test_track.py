@@ -17,13 +17,13 @@ from typing import Any
 import psutil
 import pytest
 
-from mlperf_exp import track_content as content
 from mlperf_exp.config import Tracking
 from mlperf_exp.files import write_json
 from mlperf_exp.live_log import LiveLog
 from mlperf_exp.records import Live
-from mlperf_exp.track_mirror import Mirror, prepare_environment
-from mlperf_exp.tracking import Tracker, absolute_uri
+from mlperf_exp.track import content
+from mlperf_exp.track.mirror import Mirror, prepare_environment
+from mlperf_exp.track.tracker import Tracker, absolute_uri
 
 EXPERIMENT = "tests"
 NAN = float("nan")
@@ -234,7 +234,7 @@ def test_a_killed_tracker_is_replaced(client: Any, tracking: Tracking, run_dir: 
 def test_a_killed_run_is_marked(client: Any, uri: str, run_dir: Path) -> None:
     script = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from mlperf_exp.config import Tracking\nfrom mlperf_exp.tracking import Tracker\n"
+        "from mlperf_exp.config import Tracking\nfrom mlperf_exp.track.tracker import Tracker\n"
         f"tracking = Tracking(uri={uri!r}, experiment={EXPERIMENT!r})\n"
         f"tracker = Tracker.start(Path({str(run_dir)!r}), tracking, 'lost', 'a run')\n"
         "print(tracker.pid, flush=True)\ntime.sleep(600)\n"
@@ -451,7 +451,7 @@ def test_a_server_killed_in_the_middle_and_restarted(run_dir: Path, tmp_path: Pa
 
 
 def test_the_measured_process_imports_no_mlflow() -> None:
-    code = "import sys, mlperf_exp.tracking, mlperf_exp.display, mlperf_exp.live_log; print('mlflow' in sys.modules)"
+    code = "import sys, mlperf_exp.track.tracker, mlperf_exp.progress; print('mlflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

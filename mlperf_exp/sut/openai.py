@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 from mlperf_exp.config import OpenaiBackend
 from mlperf_exp.errors import UserError
 from mlperf_exp.messages import Completion, Query, Sample
-from mlperf_exp.sut.answer import Tokenize
 from mlperf_exp.sut.base import Sink
-from mlperf_exp.sut.completions import Client
-from mlperf_exp.sut.dispatcher import Dispatcher
-from mlperf_exp.sut.endpoints import api_key, base_urls
-from mlperf_exp.sut.probe import Probe
-from mlperf_exp.sut.request import Request, head
+from mlperf_exp.sut.http.answer import Tokenize
+from mlperf_exp.sut.http.completions import Client
+from mlperf_exp.sut.http.dispatcher import Dispatcher
+from mlperf_exp.sut.http.endpoints import api_key, base_urls
+from mlperf_exp.sut.http.probe import Probe
+from mlperf_exp.sut.http.request import Request, head
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")

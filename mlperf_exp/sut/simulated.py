@@ -44,7 +44,7 @@ class Simulated:
         """The modelled time to first token and latency of a row, in nanoseconds."""
         return self._ttft_ns[row % _DRAWS], self._total_ns[row % _DRAWS]
 
-    def start(self, samples: Sequence[Sample]) -> dict[str, float]:
+    def start(self, samples: Sequence[Sample]) -> dict[str, float]:  # noqa: ARG002 - the contract's; nothing is read
         """Start the thread; there is nothing to load."""
         self._thread = threading.Thread(target=self._deliver, name="simulated", daemon=True)
         self._thread.start()

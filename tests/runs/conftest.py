@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode adds no folder of tests to the path
 
-from runs_of_commands import Finished, run  # noqa: E402
+from runs_of_commands import Finished, run
 
 
 @pytest.fixture(scope="session")

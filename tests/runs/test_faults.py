@@ -136,10 +136,8 @@ def engines(of: int) -> list[psutil.Process]:
     """The engine's processes below a run's process: the largest first."""
     try:
         children = psutil.Process(of).children(recursive=True)
-        return sorted(
-            (p for p in children if "spawn_main" in " ".join(p.cmdline()) or "VLLM" in p.name() or "Engine" in p.name()),
-            key=lambda p: -p.memory_info().rss,
-        )
+        found = [p for p in children if "spawn_main" in " ".join(p.cmdline()) or "VLLM" in p.name()]
+        return sorted(found, key=lambda p: -p.memory_info().rss)
     except psutil.Error:
         return []
 
@@ -147,9 +145,7 @@ def engines(of: int) -> list[psutil.Process]:
 @pytest.mark.vllm
 def test_engine_killed_in_the_middle(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = start(
-        folder, "experiment=quickstart", "scenario.min_duration_s=200", "tracking.enabled=false", "scenario.target_qps=8"
-    )
+    process = start(folder, "experiment=quickstart", *LONG, "tracking.enabled=false", "scenario.target_qps=8")
     wait_for(lambda: measured(folder) > 10, 250)
     killed = engines(process.pid)
     assert killed
@@ -166,9 +162,7 @@ def test_engine_killed_in_the_middle(tmp_path: Path) -> None:
 @pytest.mark.vllm
 def test_no_engine_outlives_its_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = start(
-        folder, "experiment=quickstart", "scenario.min_duration_s=200", "tracking.enabled=false", "scenario.target_qps=8"
-    )
+    process = start(folder, "experiment=quickstart", *LONG, "tracking.enabled=false", "scenario.target_qps=8")
     wait_for(lambda: measured(folder) > 2, 250)
     left = engines(process.pid)
     assert left

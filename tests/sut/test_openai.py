@@ -19,7 +19,7 @@ import pytest
 from mlperf_exp.config import OpenaiBackend
 from mlperf_exp.errors import RunFailed, UserError
 from mlperf_exp.messages import Completion, Query, Sample
-from mlperf_exp.sut.dispatcher import LOST_AFTER
+from mlperf_exp.sut.http.dispatcher import LOST_AFTER
 from mlperf_exp.sut.openai import OpenAI
 from tests.sut.openai_server import OUTPUT, Kind, Server, expected
 

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from mlperf_exp.sut.router import Router
+from mlperf_exp.sut.http.router import Router
 
 
 class RouterMachine(RuleBasedStateMachine):

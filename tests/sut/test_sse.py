@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlperf_exp.sut.sse import DONE, SSEParser
+from mlperf_exp.sut.http.sse import DONE, SSEParser
 
 STREAM = (
     b"\xef\xbb\xbf: hello\n\n"
