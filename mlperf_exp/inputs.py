@@ -168,7 +168,20 @@ def _complete(folder: Path) -> Path:
         if not any(any(folder.glob(pattern)) for pattern in patterns):
             remedy = "Give the folder of a whole Hugging Face checkpoint (safetensors)"
             raise UserError("model.path", f"{folder} has no {piece}", remedy)
+    for name in _shards(folder / "model.safetensors.index.json"):
+        if not (folder / name).is_file():
+            raise UserError("model.path", f"{folder} lacks {name}, which its index names", "Fetch the model again")
     return folder
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that a checkpoint in several pieces must have."""
+    if not index.exists():
+        return []
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError("model.path", f"{index} cannot be read", "Fetch the model again") from None
 
 
 def huggingface_config(model: Model) -> dict[str, Any]:
@@ -224,7 +237,8 @@ def _samples(dataset: Dataset, model: Model, folder: Path | None, context: int, 
         raise UserError("dataset.path", f"{dataset.name} needs a file", "Give one, or choose dataset=articles")
     path = ARTICLES if dataset.name == "articles" and dataset.path is None else Path(str(dataset.path)).expanduser()
     tokenize = tokenizer(_tokenizer_folder(folder, model)) if dataset.tokenize else None
-    return cnn_dailymail.load(path, tokenize, limit=dataset.samples, max_tokens=context)
+    vocabulary = model.architecture.vocab_size
+    return cnn_dailymail.load(path, tokenize, limit=dataset.samples, max_tokens=context, vocab_size=vocabulary)
 
 
 def _tokenizer_folder(folder: Path | None, model: Model) -> Path:
@@ -243,7 +257,11 @@ def tokenizer(folder: Path, special: bool = True) -> Callable[[str], list[int]]:
     """Text -> token ids; ``special`` with the begin-of-text token, as the reference tokenizes prompts."""
     from tokenizers import Tokenizer
 
-    fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    try:
+        fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library raises nothing narrower
+        problem = f"{folder / 'tokenizer.json'} cannot be read: {error}"
+        raise UserError("model.path", problem, "Fetch the model again") from None
     return lambda text: list(fast.encode(text, add_special_tokens=special).ids)
 
 

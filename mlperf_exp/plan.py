@@ -188,6 +188,12 @@ def _engine(config: Config, derived: list[Derived], warnings: list[str]) -> dict
     fill("skip_tokenizer_init", True, "token ids in, token ids out: text is made after the timed part")
     if model.weights is Weights.dummy:
         fill("load_format", "dummy", "model.weights=dummy")
+    if given["max_model_len"] <= model.max_new_tokens:
+        raise UserError(
+            "backend.engine.max_model_len",
+            f"{given['max_model_len']} leaves no room for a prompt beside {model.max_new_tokens} new tokens",
+            f"Give up to {longest}, or leave it out",
+        )
     if given["max_model_len"] < longest:
         warnings.append(
             f"backend.engine.max_model_len={given['max_model_len']} is below the {longest} tokens that the longest "

@@ -182,6 +182,7 @@ def test_parallelism_by_default_divides_the_heads_and_leaves_room_for_other_kind
         ("tensor_parallel_size=16", "tensor_parallel_size"),
         ("tensor_parallel_size=two", "tensor_parallel_size"),
         ("max_model_len=auto", "max_model_len"),
+        ("max_model_len=128", "max_model_len"),
         ("max_num_batched_tokens=-1", "max_num_batched_tokens"),
         ("max_num_seqs=true", "max_num_seqs"),
         ("gpu_memory_utilization=1.5", "gpu_memory_utilization"),
@@ -207,7 +208,7 @@ def test_vllms_other_names_of_types(dtype: str, weights: str) -> None:
         {},
         optional={
             "max_num_seqs": st.integers(1, 4096),
-            "max_model_len": st.integers(1, 4096),
+            "max_model_len": st.integers(129, 4096),
             "max_num_batched_tokens": st.integers(1, 16384),
             "gpu_memory_utilization": st.floats(0.91, 1.0),
             "enable_prefix_caching": st.booleans(),
