@@ -303,6 +303,7 @@ def test_a_job_that_ignores_signals_is_killed_by_a_second_ctrl_c(app: Path) -> N
         note = app.parent / "sweep" / "0" / "stubborn"
         wait_for(lambda: note.exists() and bool(note.read_text()))
         process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
         process.send_signal(signal.SIGINT)  # the same key press, by another way
         time.sleep(1.0)
         assert process.poll() is None
