@@ -15,7 +15,7 @@ from typing import IO, TextIO
 
 from hydra_plugins.mlperf_launchers._job import Job
 
-_TERM_S = 5.0  # between SIGTERM and SIGKILL
+_TERM_S = 5.0  # between SIGTERM and SIGKILL, at most
 _CHUNK = 1 << 16
 _DRAIN_CHUNKS = 1024  # of a pipe that a surviving grandchild still writes to
 
@@ -107,7 +107,7 @@ class JobProcess:
         if self.stopped_for is None:
             self.stopped_for = reason
             term = now + self._grace_s
-            self._stops = [(now, signal.SIGINT), (term, signal.SIGTERM), (term + _TERM_S, signal.SIGKILL)]
+            self._stops = [(now, signal.SIGINT), (term, signal.SIGTERM), (term + min(_TERM_S, self._grace_s), signal.SIGKILL)]
 
     def kill(self, reason: str) -> None:
         """End the process and all of its group at once."""
