@@ -65,7 +65,7 @@ def bare(folder: Path, engine: dict[str, Any], copies: int) -> dict[str, Any]:
     }
     (folder / "job.json").write_text(json.dumps(job))
     (folder / "bare.py").write_text(BARE)
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn"}
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
     with (folder / "bare.log").open("w") as log:
         subprocess.run(
             [sys.executable, str(folder / "bare.py"), str(folder / "job.json"), str(folder / "answer.json")],

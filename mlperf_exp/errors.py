@@ -1,10 +1,10 @@
 """The few kinds of error that a run can end with; each carries its exit status.
 
-    ExperimentError
-    ├── UserError        2    the user's mistake: the key, what is wrong, the remedy
-    ├── RunFailed        1    the run broke; what was finished is on disk
-    ├── InvalidResult    3    finished, not valid, and ``fail_on_invalid=true``
-    └── Interrupted    130    Ctrl-C or SIGTERM; what was finished is on disk
+ExperimentError
+├── UserError        2    the user's mistake: the key, what is wrong, the remedy
+├── RunFailed        1    the run broke; what was finished is on disk
+├── InvalidResult    3    finished, not valid, and ``fail_on_invalid=true``
+└── Interrupted    130    Ctrl-C or SIGTERM; what was finished is on disk
 """
 
 from __future__ import annotations

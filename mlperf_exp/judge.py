@@ -69,8 +69,8 @@ def _performance(plan: Plan, measurement: Measurement, test: Test | None) -> Ite
     metrics, rules = measurement.metrics, plan.config.scenario
     if test.errors:
         yield f"{test.errors:,} of {test.issued:,} queries ended with an error; the first: {test.first_error}."
-    if test.completed < test.issued:
-        yield f"{test.issued - test.completed:,} of {test.issued:,} queries never ended."
+    if test.completed + test.errors < test.issued:
+        yield f"{test.issued - test.completed - test.errors:,} of {test.issued:,} queries never ended."
     if metrics.get("duplicates"):
         yield f"{metrics['duplicates']:,.0f} queries were completed twice."
     if not test.loadgen.get("result_validity"):

@@ -20,6 +20,7 @@ MAX_QPS = 1e6
 # "user@", or "user:password@" where the password may hold anything; "host:5000/folder@2" is neither
 _CREDENTIALS = re.compile(r"://([^/?#\s@]*@|[^/?#\s@:]+:(?!\d+(/|$))\S*@)")
 BENCHMARKS = ("llama3_1-8b", "llama3_1-8b-edge")  # LoadGen's names of what this program can run
+_LARGE_GIB = 70.0  # vLLM's own line between small and large cards (EngineArgs.get_batch_defaults)
 EDGE_SCENARIOS = (Scenario.offline, Scenario.single_stream)
 
 
@@ -201,6 +202,8 @@ def _engine(config: Config, derived: list[Derived], warnings: list[str]) -> dict
         )
     if config.hw.device is Device.cuda:
         fill("gpu_memory_utilization", config.backend.gpu_memory_utilization, "backend.gpu_memory_utilization")
+        step = 8192 if config.hw.memory_gib >= _LARGE_GIB else 2048
+        fill("max_num_batched_tokens", step, "vLLM's own choice when it serves on a card of this size")
         _size(config, given, fill)
     else:
         fill("max_num_seqs", 256, "as many sequences as a processor keeps busy")
@@ -233,7 +236,7 @@ def _size(config: Config, given: dict[str, Any], fill: Any) -> None:
         tensor_parallel=degree,
         weight=weight,
         kv=kv,
-        batched_tokens=int(given.get("max_num_batched_tokens", 8192)),
+        batched_tokens=int(given["max_num_batched_tokens"]),
     )
     if result.kv_tokens < given["max_model_len"]:
         raise UserError("hw", _too_small(config, result, int(given["max_model_len"])), _LARGER)

@@ -46,7 +46,7 @@ class Records:
         self.tokens = array("q")
         self.errors: dict[int, str] = {}
         self.duplicates = 0
-        self.finished: list[int] = []  # rows in the order of their end
+        self.finished = array("q")  # rows in the order of their end
         self._lock = threading.Lock()
         self._seen = 0
         self._seen_tokens = 0
@@ -96,7 +96,7 @@ class Records:
             for completion in completions:
                 row = completion.row
                 if self.completed_ns[row]:
-                    self.duplicates += 1
+                    self.duplicates += row not in self.errors  # after an error, an answer is late, not doubled
                     continue
                 self.completed_ns[row] = now
                 if completion.error is None:
@@ -118,13 +118,16 @@ class Records:
 
         now = time.perf_counter_ns()
         end = len(self.finished)
-        rows = [row for row in self.finished[self._seen : end] if row not in self.errors]
+        rows = np.array(self.finished[self._seen : end], dtype=np.int64)
+        if self.errors:
+            rows = rows[[row not in self.errors for row in rows.tolist()]]
         window_s = max((now - self._seen_at_ns) / 1e9, 1e-9)
         self._seen, self._seen_at_ns = end, now
-        tokens = np.array([self.tokens[r] for r in rows], dtype=np.int64)
-        issued = np.array([self.issued_ns[r] for r in rows], dtype=np.int64)
-        first = np.array([self.first_token_ns[r] for r in rows], dtype=np.int64)
-        done = np.array([self.completed_ns[r] for r in rows], dtype=np.int64)
+        low, high = (int(rows.min()), int(rows.max()) + 1) if len(rows) else (0, 0)
+        issued, first, done, tokens = (
+            np.array(column[low:high], dtype=np.int64)[rows - low]  # a copy of the window: the columns still grow
+            for column in (self.issued_ns, self.first_token_ns, self.completed_ns, self.tokens)
+        )
         ttft = (first - issued)[first > 0] / 1e6
         self._seen_tokens += int(tokens.sum())
         several = (tokens > 1) & (first > 0)

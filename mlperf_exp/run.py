@@ -148,9 +148,7 @@ def plain(config: Config) -> dict[str, Any]:
     return {str(key): item for key, item in value.items()}
 
 
-def make_result(
-    plan: Plan, inputs: Inputs, measurement: Measurement, verdict: Verdict, start: Start
-) -> dict[str, Any]:
+def make_result(plan: Plan, inputs: Inputs, measurement: Measurement, verdict: Verdict, start: Start) -> dict[str, Any]:
     """The record of a run; see ``docs/architecture.md`` for its fields."""
     total_s = start.elapsed_s
     full = plan.config.model.performance_samples or len(inputs.samples)
@@ -290,5 +288,3 @@ def _only_run_in(folder: Path) -> Iterator[None]:
         if (folder / "result.json").exists():
             raise UserError("hydra.run.dir", f"{folder} already holds a result", "Give this run a folder of its own")
         yield
-
-

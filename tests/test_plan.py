@@ -139,7 +139,7 @@ def test_an_a30_gets_settings_that_fit_and_says_why() -> None:
     assert it.engine["max_model_len"] == 2668
     assert "tensor_parallel_size" not in it.engine
     said = why(it, "backend.engine.max_num_seqs")
-    assert f"{sized().kv_tokens:,} tokens" in said and "15.0 GiB of weights" in said and "21.6 GiB" in said
+    assert f"{sized(batched_tokens=2048).kv_tokens:,} tokens" in said and "15.0 GiB of weights" in said and "21.6 GiB" in said
     assert all(d.why for d in it.derived)
     assert {f"backend.engine.{key}" for key in it.engine} == {d.key for d in it.derived}
 
@@ -151,7 +151,7 @@ def test_fp8_fits_more_on_the_same_card() -> None:
     assert small["quantization"] == small["kv_cache_dtype"] == "fp8"
 
 
-@pytest.mark.parametrize(("memory", "says"), [(15.7, "0 tokens"), (17.9, "0 tokens"), (19.0, "tokens")])
+@pytest.mark.parametrize(("memory", "says"), [(15.7, "for 0 tokens"), (17.7, "for 0 tokens"), (18.0, "tokens")])
 def test_too_small_a_card_is_refused_with_the_figures(memory: float, says: str) -> None:
     error = refusal("hw=a30", f"hw.memory_gib={memory}")
     assert error.key == "hw"

@@ -10,6 +10,7 @@ import heapq
 import itertools
 import threading
 import time
+from array import array
 from collections import deque
 from collections.abc import Sequence
 
@@ -33,7 +34,7 @@ class Simulated:
         self._ttft_ns: list[int] = (ttft_s * 1e9).astype(np.int64).tolist()
         self._total_ns: list[int] = ((ttft_s + tpot_s * (config.output_tokens - 1)) * 1e9).astype(np.int64).tolist()
         self._error: list[bool] = (rng.random(_DRAWS) < config.error_rate).tolist()
-        self._tokens = tuple(range(1, config.output_tokens + 1))
+        self._tokens = array("i", range(1, config.output_tokens + 1))
         self._config = config
         self._inbox: deque[tuple[int, Sequence[Query], Sink]] = deque()
         self._wake = threading.Event()

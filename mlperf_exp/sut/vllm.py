@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Coroutine, Iterator, Sequence
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ class Vllm:
 
     def _run_loop(self) -> None:
         # The engine's processes inherit this mask: Ctrl-C reaches the framework, which then ends them in order.
+        resource_tracker.ensure_running()  # it unblocks signals in the thread that starts it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
