@@ -226,11 +226,15 @@ def _near(name: str, allowed: list[str]) -> str:
 
 
 def leave(status: int) -> NoReturn:
-    """End the process; at once where a test is still inside LoadGen, which cannot be stopped."""
+    """End the process; at once where a test is still inside LoadGen, which cannot be stopped.
+
+    At once also after vLLM: its engine is stopped by now, and its libraries would fill the terminal with complaints
+    about each other's leaks.
+    """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
     loadgen = sys.modules.get("mlperf_exp.loadgen")
-    if loadgen is not None and loadgen.abandoned():
+    if "vllm" in sys.modules or (loadgen is not None and loadgen.abandoned()):
         os._exit(status)
     sys.exit(status)

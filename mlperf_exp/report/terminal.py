@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlperf_exp.report import view
-from mlperf_exp.report.text import MISSING
+from mlperf_exp.report.text import MISSING, plain
 
 _TONES = {"good": "green", "bad": "red", "neutral": "yellow"}
 _MARKS = {view.Mark.passed: "green", view.Mark.failed: "red", view.Mark.none: "dim"}
@@ -36,9 +36,28 @@ def summary_table(result: Mapping[str, Any], run_dir: Path | None = None) -> Ren
     parts.append(_pair("MLPerf's figure", shown.honest.mlperf, "performance test alone"))
     parts.append(_pair("Whole wall time", shown.honest.wall, shown.honest.share))
     parts.append(_pair("Full data set", shown.honest.projection))
-    if run_dir is not None:
-        parts.append(_pair("Report", str(run_dir / "report.html")))
+    parts += [_pair(name, value) for name, value in _places(result, run_dir)]
+    warnings = _mapping(result.get("verdict")).get("warnings") or []
+    parts += [_pair("Warning", plain(warning)) for warning in warnings[:_REASONS]]
     return Group(*parts)
+
+
+def _places(result: Mapping[str, Any], run_dir: Path | None) -> Iterator[tuple[str, str]]:
+    """LoadGen's own word, and where the rest is to be found."""
+    test = _mapping(_mapping(result.get("tests")).get("performance"))
+    word = _mapping(test.get("loadgen")).get("result_validity")
+    if word:
+        yield "LoadGen says", f"{plain(word)} (of the load as it was set; MLPerf asks for more, see above)"
+    if run_dir is not None:
+        yield "Report", str(run_dir / "report.html")
+    run_id = _mapping(result.get("run")).get("mlflow_run_id")
+    if run_id:
+        tracking = _mapping(_mapping(_mapping(result.get("plan")).get("config")).get("tracking"))
+        yield "MLflow", f"run {plain(run_id)} in {plain(tracking.get('uri'))}; to see it: make ui"
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _figures(shown: view.View) -> Table:

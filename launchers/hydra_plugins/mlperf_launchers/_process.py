@@ -107,7 +107,11 @@ class JobProcess:
         if self.stopped_for is None:
             self.stopped_for = reason
             term = now + self._grace_s
-            self._stops = [(now, signal.SIGINT), (term, signal.SIGTERM), (term + min(_TERM_S, self._grace_s), signal.SIGKILL)]
+            self._stops = [
+                (now, signal.SIGINT),
+                (term, signal.SIGTERM),
+                (term + min(_TERM_S, self._grace_s), signal.SIGKILL),
+            ]
 
     def kill(self, reason: str) -> None:
         """End the process and all of its group at once."""
