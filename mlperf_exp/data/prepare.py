@@ -130,7 +130,7 @@ def _tokenizer(name: str, path: Path) -> Callable[[str], list[int]]:
 
 def _rows(name: str, path: Path) -> Any:
     try:
-        from datasets import load_dataset  # type: ignore[import-not-found, unused-ignore]
+        from datasets import load_dataset
     except ImportError:
         raise missing_extra("datasets", "prepare cnn_dailymail", "data") from None
     try:

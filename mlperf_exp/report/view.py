@@ -21,6 +21,7 @@ PHASES = {
     "load_s": "Load",
     "drain_s": "Drain",
     "accuracy_s": "Accuracy test",
+    "stop_s": "Stop of the system",
     "score_s": "Scoring",
     "track_s": "Tracking",
 }
