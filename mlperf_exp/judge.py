@@ -92,7 +92,8 @@ def _performance(plan: Plan, measurement: Measurement, test: Test | None) -> Ite
         )
     logged = test.loadgen.get("num_errors", 0)
     if logged and not test.errors:
-        yield f"LoadGen logged {logged} errors in mlperf_log_detail.txt: see error_* there."
+        first = next((reasons[0] for key, reasons in test.loadgen.items() if key.startswith("error_")), "see its log.")
+        yield f"LoadGen logged {logged} errors; the first: {' '.join(str(first).split())}"
 
 
 def _loadgen_reasons(logged: dict[str, Any]) -> str:

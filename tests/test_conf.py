@@ -71,7 +71,7 @@ def test_every_combination_is_planned_or_refused_with_a_reason(model: str, hw: s
     base = composed(f"model={model}", f"hw={hw}")
     for scenario, backend in itertools.product(options("scenario"), options("backend")):
         what = f"model={model} hw={hw} scenario={scenario} backend={backend}"
-        if f"{model}_{hw}_{scenario}" in options("tuning") and backend == "vllm":
+        if f"{backend}_{model}_{hw}_{scenario}" in options("tuning"):
             cfg = composed(*what.split())
         else:
             cfg = base
@@ -130,8 +130,8 @@ def test_every_file_is_an_option_of_a_group_that_the_tests_go_through() -> None:
         elif where.parts[0] == "tuning":
             assert any(
                 path.stem == "_".join(names)
-                for names in itertools.product(options("model"), options("hw"), options("scenario"))
-            ), f"{where} names no model_hw_scenario"
+                for names in itertools.product(options("backend"), options("model"), options("hw"), options("scenario"))
+            ), f"{where} names no backend_model_hw_scenario"
         else:
             assert where == Path("config.yaml") or where.parts[0] in known, f"{where} is not used"
 
