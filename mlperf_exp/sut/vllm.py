@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import json
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -18,18 +19,19 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 from mlperf_exp.config import Device, VllmBackend
-from mlperf_exp.errors import RunFailed
+from mlperf_exp.errors import Interrupted, RunFailed
 from mlperf_exp.messages import Completion, Plan, Query, Sample
 from mlperf_exp.sut.base import Sink
 from mlperf_exp.sut.reaper import Reaper
 
 _TAIL_LINES = 400
+_ABANDON_S = 15.0  # with the rest of a run's end, half a minute after Ctrl-C at most
 
 
 class Vllm:
@@ -41,6 +43,8 @@ class Vllm:
         self._log = plan.run_dir / "engine.log"
         self._loop = asyncio.new_event_loop()
         self._thread: threading.Thread | None = None
+        self._starting: concurrent.futures.Future[None] | None = None
+        self._abandoned = False
         self._engine: Any = None
         self._params: Any = None
         self._prompts: list[list[int]] = []
@@ -55,12 +59,17 @@ class Vllm:
         self._prompts = [list(sample.tokens) for sample in samples]
         began = time.perf_counter()
         self._reaper = Reaper.start()
-        self._thread = threading.Thread(target=self._run_loop, name="vllm", daemon=True)
-        self._thread.start()
         with _output_to(self._log):
-            self._wait(self._start_engine(), self._backend.start_timeout_s, "start")
+            self._thread = threading.Thread(target=self._run_loop, name="vllm", daemon=True)
+            self._thread.start()
+            self._starting = asyncio.run_coroutine_threadsafe(self._start_engine(), self._loop)
+            try:
+                self._wait(self._starting, "start")
+            except BaseException:
+                self._abandon_start(self._starting)
+                raise
         started = time.perf_counter()
-        self._wait(self._warm_up(), self._backend.start_timeout_s, "warm up")
+        self._wait(asyncio.run_coroutine_threadsafe(self._warm_up(), self._loop), "warm up")
         return {"start_s": started - began, "warmup_s": time.perf_counter() - started}
 
     def submit(self, queries: Sequence[Query], sink: Sink) -> None:
@@ -72,6 +81,8 @@ class Vllm:
 
     def stop(self) -> None:
         """Shut the engine down and end its processes."""
+        if self._starting is not None and not self._starting.done():
+            return  # still importing, and will go no further; should it, the reaper waits for this process's end
         if self._thread is not None:
             with contextlib.suppress(Exception):
                 asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop).result(30)
@@ -90,16 +101,27 @@ class Vllm:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
 
-    def _wait(self, work: Coroutine[Any, Any, None], timeout_s: float, what: str) -> None:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+    def _wait(self, future: concurrent.futures.Future[None], what: str) -> None:
+        timeout_s = self._backend.start_timeout_s
         try:
             future.result(timeout_s)
+        except Interrupted:  # by a signal's handler, in the midst of waiting
+            raise
         except concurrent.futures.TimeoutError:
             raise RunFailed(
                 f"vLLM did not {what} within {timeout_s:g} s (backend.start_timeout_s); see {self._log}"
             ) from None
         except Exception as error:
             raise RunFailed(f"vLLM could not {what}: {_cause(error, self._log)}") from error
+
+    def _abandon_start(self, starting: concurrent.futures.Future[None]) -> None:
+        """End a start that failed or is not wanted any more; vLLM blocks the loop until its engine is up, or dead."""
+        self._abandoned = True
+        deadline = time.monotonic() + _ABANDON_S
+        while not starting.done() and time.monotonic() < deadline:
+            for process in multiprocessing.active_children():
+                process.kill()
+            concurrent.futures.wait([starting], timeout=0.2)
 
     async def _start_engine(self) -> None:
         self._set_environment()
@@ -108,6 +130,8 @@ class Vllm:
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        if self._abandoned:  # meanwhile: the imports above take long
+            raise RunFailed("the start of vLLM was given up")
         model = self._plan.config.model
         self._params = SamplingParams(
             temperature=0.0,
