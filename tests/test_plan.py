@@ -199,7 +199,7 @@ def test_engine_arguments_that_the_plan_counts_with_are_checked(given: str, key:
 
 @pytest.mark.parametrize(("dtype", "weights"), [("half", "15.0"), ("auto", "15.0"), ("float", "29.9")])
 def test_vllms_other_names_of_types(dtype: str, weights: str) -> None:
-    it = plan("hw=h100", f"backend.engine.dtype={dtype}")
+    it = plan("hw=h100", "scenario=server", f"backend.engine.dtype={dtype}")
     assert it.engine["dtype"] == dtype
     assert f"{weights} GiB of weights" in why(it, "backend.engine.max_num_seqs")
 

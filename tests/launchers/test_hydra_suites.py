@@ -6,9 +6,16 @@ All of their tests pass; ``hydra.extra.pytest_plugin`` brings their fixtures.
 from __future__ import annotations
 
 import pytest
+from hydra import version
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
 
 LAUNCHERS = [("local", [])]
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests compose with ``version_base="1.3"``, which Hydra then keeps; its suites want the default."""
+    monkeypatch.setattr(version.VersionBase.instance(), "version_base", version._UNSPECIFIED_)
 
 
 @pytest.mark.parametrize(("launcher_name", "overrides"), LAUNCHERS)

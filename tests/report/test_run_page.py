@@ -96,7 +96,7 @@ def test_page_says_all_in_its_order(run_folder: RunFolder, result: dict[str, Any
     assert "punkt_tab is not installed." in said["accuracy"]
     assert "p99 bound 2,000 ms" in said["latency"]
     assert "Between phases 22.6 s" in said["phases"]
-    assert "Not in the result: tracking." in said["phases"]
+    assert "Not in the result: stop of the system, tracking." in said["phases"]
     assert "1,310 sequences fit in 56.2 GiB" in said["plan"]
     assert "benchmark: llama3_1-8b" in said["configuration"]
     assert "(13,368 in all)" in said["configuration"]
@@ -248,7 +248,10 @@ def test_failed_run_is_drawn_from_what_it_logged(run_folder: RunFolder, result: 
     assert "performance/queries.parquet is missing." in said["latency"]
     assert "mean 1,600 tokens/s and 22 queries/s" in said["time"]
     assert "at most 60" in said["time"]
-    assert "Not in the result: preparation, warm-up, drain, accuracy test, scoring, tracking." in said["phases"]
+    assert (
+        "Not in the result: preparation, warm-up, drain, accuracy test, stop of the system, scoring, tracking."
+        in said["phases"]
+    )
     assert "live.jsonl" in said["artifacts"]
 
 

@@ -1,4 +1,4 @@
-"""All four scenarios, performance and accuracy, as whole runs over a real HTTP server; and runs whose MLflow is away."""
+"""All four scenarios in both modes, as whole runs over a real HTTP server; and a run whose MLflow is away."""
 
 from __future__ import annotations
 
