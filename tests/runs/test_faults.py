@@ -160,6 +160,20 @@ def test_engine_killed_in_the_middle(tmp_path: Path) -> None:
 
 
 @pytest.mark.vllm
+def test_ctrl_c_while_the_engine_starts(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start(folder, "experiment=quickstart", "tracking.enabled=false")
+    wait_for(lambda: (folder / "engine.log").exists() and engines(process.pid))
+    left = engines(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130, stderr
+    assert "interrupted" in stderr.strip().splitlines()[-1]
+    assert result_of(folder)["run"]["status"] == "interrupted"
+    wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in left), 15)
+
+
+@pytest.mark.vllm
 def test_no_engine_outlives_its_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = start(folder, "experiment=quickstart", *LONG, "tracking.enabled=false", "scenario.target_qps=8")
