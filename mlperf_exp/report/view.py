@@ -248,7 +248,7 @@ def _honest(result: Mapping[str, Any]) -> Honest:
     hours, samples = number(metrics.get("full_dataset_hours")), number(metrics.get("full_dataset_samples"))
     projection = "The time for the full data set is not known: it was not measured."
     if hours is not None:
-        whole = "MLPerf's full data set" if samples is None else f"MLPerf's full data set of {samples:,.0f} samples"
+        whole = "MLPerf's full data set" if samples is None else f"The full data set of {samples:,.0f} samples"
         projection = f"{whole} would take {duration(hours * 3600)} at this rate, the run's overhead included."
     total = number(part(result, "phases").get("total_s"))
     basis = "It needs a finished performance test."
