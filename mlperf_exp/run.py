@@ -18,7 +18,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from mlperf_exp import environment, measure
+from mlperf_exp import environment, measure, signals
 from mlperf_exp.config import Config
 from mlperf_exp.errors import Interrupted, InvalidResult, RunFailed, UserError
 from mlperf_exp.files import write_atomic, write_json
@@ -41,7 +41,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """
     start = Start.now()
     plan = make_plan(cfg, Path(HydraConfig.get().runtime.output_dir))
-    with _signals(), _only_run_in(plan.run_dir):
+    with signals.handled(_interrupt), _only_run_in(plan.run_dir):
         write_atomic(plan.run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
         inputs = load(plan)
         plan = replace(plan, derived=(*plan.derived, *inputs.derived))
@@ -253,26 +253,11 @@ def _raise_for(plan: Plan, result: dict[str, Any]) -> None:
         raise InvalidResult(f"the run is not valid: {result['verdict']['reasons'][0]}")
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """The first SIGINT, SIGTERM or SIGHUP interrupts; while the run is then put away, further ones are ignored."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def interrupt(number: int, _: object) -> None:
-        for other in numbers:
-            signal.signal(other, signal.SIG_IGN)
-        raise Interrupted(f"interrupted by {signal.Signals(number).name}")
-
-    try:
-        before = {number: signal.signal(number, interrupt) for number in numbers}
-    except ValueError:  # not the main thread: whoever started this one handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _interrupt(number: int, _: object) -> None:
+    """The first signal interrupts; while the run is then put away, further ones are ignored."""
+    for other in signals.ends():
+        signal.signal(other, signal.SIG_IGN)
+    raise Interrupted(f"interrupted by {signal.Signals(number).name}")
 
 
 @contextlib.contextmanager

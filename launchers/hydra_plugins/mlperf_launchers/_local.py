@@ -28,6 +28,7 @@ from hydra_plugins.mlperf_launchers._process import JobProcess, Output, say
 from hydra_plugins.mlperf_launchers._summary import Row
 from omegaconf.errors import OmegaConfBaseException
 
+from mlperf_exp import signals
 from mlperf_exp.cli import explain
 from mlperf_exp.errors import ExperimentError, Interrupted, RunFailed, UserError
 
@@ -248,17 +249,8 @@ class Batch:
             self._signals.append((time.monotonic(), number))
             self._wake()
 
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
-            numbers.append(signal.SIGHUP)
         try:
-            before = {number: signal.signal(number, note) for number in numbers}
-        except ValueError:  # not the main thread: whoever started this one handles signals
-            yield
-            return
-        try:
-            yield
+            with signals.handled(note):
+                yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
             self._heed_signals()
