@@ -30,8 +30,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mlperf_exp import config
+from mlperf_exp.credentials import has_credentials
 from mlperf_exp.errors import ExperimentError, Interrupted, RunFailed, UserError
-from mlperf_exp.plan import has_credentials
 
 _ended_by: list[Exception] = []
 _REMEDIES = {  # a word of OmegaConf's reason -> the remedy

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from mlperf_exp.config import Dataset, Device, Model, OpenaiBackend, SimulatedBackend, VllmBackend, Weights
+from mlperf_exp.data import ARTICLES
 from mlperf_exp.environment import gpus
 from mlperf_exp.errors import UserError
 from mlperf_exp.files import write_json
 from mlperf_exp.memory import BYTES, GIB, weight_bytes
 from mlperf_exp.messages import Derived, Plan, Sample
 
-ARTICLES = Path(__file__).parent / "data" / "articles.json"
 _SIMULATED_SAMPLES = 1024
 
 

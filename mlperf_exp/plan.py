@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -11,14 +10,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mlperf_exp.config import Config, Device, Mode, OpenaiBackend, Scenario, SimulatedBackend, VllmBackend, Weights
+from mlperf_exp.credentials import has_credentials
 from mlperf_exp.errors import UserError
 from mlperf_exp.memory import BYTES, GIB, Fit, fit
 from mlperf_exp.messages import Derived, Plan
 from mlperf_exp.ranges import MAX_QUERIES, check_numbers
 
 MAX_QPS = 1e6
-# "user@", or "user:password@" where the password may hold anything; "host:5000/folder@2" is neither
-_CREDENTIALS = re.compile(r"://([^/?#\s@]*@|[^/?#\s@:]+:(?!\d+(/|$))\S*@)")
 BENCHMARKS = ("llama3_1-8b", "llama3_1-8b-edge")  # LoadGen's names of what this program can run
 _LARGE_GIB = 70.0  # vLLM's own line between small and large cards (EngineArgs.get_batch_defaults)
 EDGE_SCENARIOS = (Scenario.offline, Scenario.single_stream)
@@ -133,11 +131,6 @@ def _check_names(config: Config) -> None:
 def _no_credentials(key: str, url: str, remedy: str) -> None:
     if has_credentials(url):
         raise UserError(key, "must not hold a user name or password: it is recorded with the run", remedy)
-
-
-def has_credentials(text: str) -> bool:
-    """Whether a URL in ``text`` carries a user name or a password."""
-    return _CREDENTIALS.search(text) is not None
 
 
 def _modes(config: Config, derived: list[Derived]) -> tuple[str, ...]:

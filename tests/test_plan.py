@@ -17,10 +17,11 @@ from omegaconf import OmegaConf
 
 from mlperf_exp import cli
 from mlperf_exp.config import BACKENDS, Architecture, Config, Dataset, Hardware, Model, ScenarioRules, Tracking
+from mlperf_exp.credentials import has_credentials
 from mlperf_exp.errors import UserError
 from mlperf_exp.memory import GIB, Fit, fit, weight_bytes
 from mlperf_exp.messages import Plan
-from mlperf_exp.plan import has_credentials, make_plan
+from mlperf_exp.plan import make_plan
 from mlperf_exp.ranges import RANGES
 from mlperf_exp.tiny_llama import ensure
 

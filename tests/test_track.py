@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from mlperf_exp.config import Tracking
+from mlperf_exp.credentials import redact
 from mlperf_exp.files import write_json
 from mlperf_exp.live_log import LiveLog
 from mlperf_exp.records import Live
@@ -465,7 +466,7 @@ def test_relative_places_become_absolute(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_secrets_are_redacted() -> None:
-    assert content.redact("a=[http://u:p@h/x,http://h/@x]") == "a=[http://***@h/x,http://h/@x]"
+    assert redact("a=[http://u:p@h/x,http://h/@x]") == "a=[http://***@h/x,http://h/@x]"
     flat = content.flatten({"hf_token": "t", "max_tokens": 4, "a": {"api_key": "k", "api_key_env": "NAME"}, "e": {}})
     assert flat == {"hf_token": "***", "max_tokens": "4", "a.api_key": "***", "a.api_key_env": "NAME", "e": "{}"}
 

@@ -37,27 +37,22 @@ def summary_table(result: Mapping[str, Any], run_dir: Path | None = None) -> Ren
     parts.append(_pair("Whole wall time", shown.honest.wall, shown.honest.share))
     parts.append(_pair("Full data set", shown.honest.projection))
     parts += [_pair(name, value) for name, value in _places(result, run_dir)]
-    warnings = _mapping(result.get("verdict")).get("warnings") or []
+    warnings = view.part(result, "verdict").get("warnings") or []
     parts += [_pair("Warning", plain(warning)) for warning in warnings[:_REASONS]]
     return Group(*parts)
 
 
 def _places(result: Mapping[str, Any], run_dir: Path | None) -> Iterator[tuple[str, str]]:
     """LoadGen's own word, and where the rest is to be found."""
-    test = _mapping(_mapping(result.get("tests")).get("performance"))
-    word = _mapping(test.get("loadgen")).get("result_validity")
+    word = view.part(result, "tests", "performance", "loadgen").get("result_validity")
     if word:
         yield "LoadGen says", f"{plain(word)} (of the load as it was set; MLPerf asks for more, see above)"
     if run_dir is not None:
         yield "Report", str(run_dir / "report.html")
-    run_id = _mapping(result.get("run")).get("mlflow_run_id")
+    run_id = view.part(result, "run").get("mlflow_run_id")
     if run_id:
-        tracking = _mapping(_mapping(_mapping(result.get("plan")).get("config")).get("tracking"))
+        tracking = view.part(result, "plan", "config", "tracking")
         yield "MLflow", f"run {plain(run_id)} in {plain(tracking.get('uri'))}; to see it: make ui"
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _figures(shown: view.View) -> Table:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from mlperf_exp.judge import MIN_DURATION_S
 from mlperf_exp.report.text import MISSING, duration, figure, number, plain
 
-MLPERF_MIN_DURATION_S = 600.0  # loadgen/mlperf.conf, *.min_duration
 PHASES = {
     "prepare_s": "Preparation",
     "start_s": "Start of the system",
@@ -215,8 +215,8 @@ def _judgement(result: Mapping[str, Any]) -> Judgement:
         reasons.insert(0, error)
     configured = number(part(result, "plan", "config", "scenario").get("min_duration_s"))
     short = None
-    if configured is not None and configured < MLPERF_MIN_DURATION_S:
-        short = f"Short run: set to {duration(configured)} of load, MLPerf asks for {duration(MLPERF_MIN_DURATION_S)}"
+    if configured is not None and configured < MIN_DURATION_S:
+        short = f"Short run: set to {duration(configured)} of load, MLPerf asks for {duration(MIN_DURATION_S)}"
     warnings = dict.fromkeys(
         plain(w) for w in [*items(verdict.get("warnings")), *items(part(result, "plan").get("warnings"))]
     )

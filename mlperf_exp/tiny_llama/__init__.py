@@ -18,9 +18,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
+from mlperf_exp.data import ARTICLES
 from mlperf_exp.errors import UserError
 
-ARTICLES = Path(__file__).parent.parent / "data" / "articles.json"
 MAX_NEW_TOKENS = 128
 BOS, EOS = "<|begin_of_text|>", "<|eot_id|>"
 STAMP = "build.json"  # marks a folder as ours, and says what it was built from

@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from mlperf_exp.credentials import redact
 from mlperf_exp.track import content
 from mlperf_exp.track.mirror import Mirror, prepare_environment
 from mlperf_exp.track.tracker import OPTIONS, RESULT, absolute_uri, read_object
@@ -126,7 +127,7 @@ def main() -> int:
             return 1
         mirror = Mirror(run_dir, options)
         if mirror.ended not in (None, "lost"):
-            print(f"MLflow has it all: run {mirror.run_id} at {content.redact(options['uri'])}")
+            print(f"MLflow has it all: run {mirror.run_id} at {redact(options['uri'])}")
             return 0
         if not (run_dir / RESULT).exists() and not args.supervised and options["hostname"] != socket.gethostname():
             print(f"{run_dir} has no {RESULT} yet and runs on {options['hostname']}: ask there", file=sys.stderr)
@@ -134,7 +135,7 @@ def main() -> int:
         follow(mirror, parent)
         sent = deliver(mirror)
     if not args.supervised:
-        there = content.redact(options["uri"])
+        there = redact(options["uri"])
         print(f"MLflow run {mirror.run_id} at {there}" if sent else f"tracking.uri: MLflow at {there}: {mirror.error}")
     return 0 if sent else 1
 

@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mlperf_exp.credentials import redact
+
 MAX_KEY, MAX_PARAM, MAX_TAG, MAX_DIGEST = 250, 6000, 8000, 36
 
 RUN_ID_TAG = "mlperf_exp.run_id"
@@ -30,7 +32,6 @@ _FILES = (
     "performance/*",
     "accuracy/*",
 )
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 _SECRET_KEY = re.compile(r"(^|[._])(password|passwd|secret|token|api_key|access_key)$", re.IGNORECASE)
 _NOT_IN_KEYS = re.compile(r"[^\w\-. :/]")
 
@@ -50,16 +51,6 @@ class DataSource(NamedTuple):
     name: str
     digest: str
     source: str
-
-
-def redact(text: str) -> str:
-    """``text`` with the credentials of every URL in it replaced by ``***``."""
-    return _USERINFO.sub("***@", text)
-
-
-def has_credentials(url: str) -> bool:
-    """Whether ``url`` carries a user name or a password."""
-    return _USERINFO.search(url) is not None
 
 
 def clip(text: str, limit: int) -> str:

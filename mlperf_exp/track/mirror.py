@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlperf_exp.credentials import redact
 from mlperf_exp.files import write_json
 from mlperf_exp.track import content
 from mlperf_exp.track.tracker import LIVE, RESULT, STATE, read_object
@@ -224,7 +225,7 @@ class Mirror:
 
 def explain(error: Exception) -> str:
     """One line for the user instead of a library's chain of exceptions."""
-    text = content.redact(str(error)) or type(error).__name__
+    text = redact(str(error)) or type(error).__name__
     if "Connection refused" in text:
         return "it refuses connections"
     if "timed out" in text or "Timeout" in text:

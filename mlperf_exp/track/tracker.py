@@ -23,8 +23,9 @@ from typing import Any
 import psutil
 
 from mlperf_exp.config import Tracking
+from mlperf_exp.credentials import has_credentials, redact
 from mlperf_exp.files import write_json
-from mlperf_exp.track.content import clean_tags, flatten, has_credentials, redact
+from mlperf_exp.track.content import clean_tags, flatten
 
 OPTIONS = "tracking.json"  # written here, read by the tracker
 STATE = "mlflow_run.json"  # written by the tracker: which MLflow run this is, how far it came, what is wrong
