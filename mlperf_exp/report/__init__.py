@@ -7,6 +7,8 @@ them again.
     view.py       result.json -> what is shown, with a sentence for all that is missing
     series.py     queries.parquet and live.jsonl -> a few hundred points for the charts
     charts.py     the only import of matplotlib: points -> inline SVG and PNG
+    section.py    what a section of the page is made of
+    sections.py   the sections that other modules add, in their order
     run_page.py   writes report.html, report.md and plots/
     terminal.py   the table at the end of a run
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
@@ -244,8 +244,3 @@ def _attribute(key: str, value: str, name: str) -> str:
     for colour, variable in _VARIABLES.items():
         value = value.replace(colour, f"var({variable})")
     return value.replace("'DejaVu Sans'", "var(--sans)")
-
-
-def names() -> Iterator[str]:
-    """The stems of all files that ``draw`` can make."""
-    yield from ("ttft", "tpot", "latency", "throughput", "in_flight", "phases")

@@ -17,7 +17,7 @@ import yaml
 from markupsafe import Markup
 
 from mlperf_exp.files import write_atomic
-from mlperf_exp.report import charts, series, text, view
+from mlperf_exp.report import charts, sections, series, text, view
 from mlperf_exp.report.series import Series
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -42,11 +42,14 @@ def write_report(run_dir: Path, result: dict[str, Any]) -> list[Path]:
     bounds = {key: text.number(rules.get(f"{key}_ms")) for key in ("ttft", "tpot", "latency")}
     drawn = charts.draw(data, bounds, shown.phases, shown.total_s)
     drawn_by_name = {chart.name: chart for chart in drawn}
+    more = list(sections.build(result, run_dir))
+    drawn += [chart for section in more for chart in section.charts]
     facts = {
         "view": shown,
         "charts": drawn_by_name,
         "chart_notes": _chart_notes(data),
         "source": data.source,
+        "sections": more,
         "config": _config(result),
         "artifacts": shown.artifacts[:_FILES_LIMIT] or _found(run_dir),
         "more_artifacts": max(0, len(shown.artifacts) - _FILES_LIMIT),
@@ -55,17 +58,24 @@ def write_report(run_dir: Path, result: dict[str, Any]) -> list[Path]:
     }
     plots = run_dir / "plots"
     plots.mkdir(parents=True, exist_ok=True)
-    for name in charts.names():
-        if name not in drawn_by_name:
-            (plots / f"{name}.png").unlink(missing_ok=True)  # of an earlier report: it would contradict this one
+    page, markdown = run_dir / "report.html", run_dir / "report.md"
+    for name in _pictures(markdown) - {chart.name for chart in drawn}:
+        (plots / f"{name}.png").unlink(missing_ok=True)  # of an earlier report: it would contradict this one
     pictures = []
     for chart in drawn:
         pictures.append(plots / f"{chart.name}.png")
         write_atomic(pictures[-1], chart.png)
-    page, markdown = run_dir / "report.html", run_dir / "report.md"
     write_atomic(page, _html().get_template("run.html.j2").render(facts))
     write_atomic(markdown, _markdown().get_template("run.md.j2").render(facts))
     return [page, markdown, *pictures]
+
+
+def _pictures(markdown: Path) -> set[str]:
+    """The stems of the plots that an earlier report shows."""
+    try:
+        return set(re.findall(r"^!\[.*]\(plots/([\w-]+)\.png\)$", markdown.read_text(encoding="utf-8"), re.MULTILINE))
+    except (OSError, ValueError):
+        return set()
 
 
 def _html() -> jinja2.Environment:
