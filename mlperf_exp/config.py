@@ -135,7 +135,8 @@ class Hardware:
     power_w: float | None = None
     cpus_per_node: int | None = None
     host_memory_gib: float | None = None
-    network: str | None = None
+    network: str | None = None  # between the GPUs or nodes, as mlperf_exp/network.py names them
+    network_gbit_s: float | None = None  # of one node towards the others, all its interfaces together
     source: str = MISSING
 
 
@@ -229,6 +230,7 @@ class Config:
     seed: int = 1
     division: Division = Division.closed
     fail_on_invalid: bool = False
+    require_network: bool = True  # a job over several nodes fails where NCCL did not use hw.network
     progress: bool = True  # live display on a terminal, plain lines elsewhere
 
 

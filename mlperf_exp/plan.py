@@ -14,6 +14,7 @@ from mlperf_exp.credentials import has_credentials
 from mlperf_exp.errors import UserError
 from mlperf_exp.memory import BYTES, GIB, Fit, fit
 from mlperf_exp.messages import Derived, Plan
+from mlperf_exp.network import NETWORKS
 from mlperf_exp.ranges import MAX_QUERIES, check_numbers
 
 MAX_QPS = 1e6
@@ -115,6 +116,10 @@ def _check_names(config: Config) -> None:
             "scenario",
             f"{config.scenario.name.name} is not run for {config.model.name}, an edge benchmark",
             "Use scenario=offline or scenario=single_stream, or model=llama3_8b",
+        )
+    if config.hw.network is not None and config.hw.network not in NETWORKS:
+        raise UserError(
+            "hw.network", f"'{config.hw.network}' is not known", f"Give one of {', '.join(NETWORKS)}, or null"
         )
     if isinstance(config.backend, SimulatedBackend | OpenaiBackend):
         return

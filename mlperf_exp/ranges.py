@@ -33,6 +33,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "hw.nodes": (1, 2**20),
     "hw.gpus_per_node": (0, 2**10),
     "hw.memory_gib": (_ABOVE_0, _ANY),
+    "hw.network_gbit_s": (_ABOVE_0, _ANY),
     "tracking.interval_s": (_ABOVE_0, _ANY),
     "tracking.timeout_s": (_ABOVE_0, _ANY),
     "backend.gpu_memory_utilization": (_ABOVE_0, 1),

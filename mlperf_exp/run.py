@@ -18,8 +18,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from mlperf_exp import environment, measure, signals
-from mlperf_exp.config import Config
+from mlperf_exp import environment, measure, network, signals
+from mlperf_exp.config import Config, OpenaiBackend, SimulatedBackend
 from mlperf_exp.errors import Interrupted, InvalidResult, RunFailed, UserError
 from mlperf_exp.files import write_atomic, write_json
 from mlperf_exp.inputs import Inputs, load
@@ -107,7 +107,7 @@ def _measure(plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
     from mlperf_exp.bench import bench
 
     try:
-        return bench(plan, inputs, progress)
+        return on_its_network(plan, bench(plan, inputs, progress))
     except UserError:
         raise
     except OSError as error:
@@ -115,6 +115,19 @@ def _measure(plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
     except Exception as error:  # a fault of the program's own: kept as a failed run, with its traceback in the log
         log.exception("the measurement broke")
         return Measurement({}, {}, failure=f"{type(error).__name__}: {error} (traceback in {plan.run_dir / 'run.log'})")
+
+
+def on_its_network(plan: Plan, measurement: Measurement) -> Measurement:
+    """The measurement; a failed one where NCCL ran between the nodes over another network than the profile's."""
+    config = plan.config
+    here = not isinstance(config.backend, OpenaiBackend | SimulatedBackend)  # servers of others log elsewhere
+    if measurement.failure or config.hw.nodes < 2 or not here or not config.require_network:
+        return measurement
+    try:
+        network.verify(plan.run_dir, config.hw)
+    except RunFailed as error:
+        return replace(measurement, failure=str(error))
+    return measurement
 
 
 def run_id(plan: Plan) -> str:

@@ -242,7 +242,7 @@ def test_profiles_of_several_differ_from_one_in_number_and_network_only(
     assert isinstance(many, dict) and isinstance(single, dict)
     assert (many["nodes"], many["gpus_per_node"]) == (nodes, gpus)
     different = {key for key in many if many[key] != single[key]}
-    assert different <= {"name", "nodes", "gpus_per_node", "network"}
+    assert different <= {"name", "nodes", "gpus_per_node", "network", "network_gbit_s"}
     assert many["network"]
 
 
