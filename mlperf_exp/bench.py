@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mlperf_exp import loadgen, measure
+from mlperf_exp.compliance import session
 from mlperf_exp.errors import Interrupted, RunFailed
 from mlperf_exp.files import write_atomic
 from mlperf_exp.inputs import Inputs
-from mlperf_exp.messages import Measurement, Plan, Score, Test
+from mlperf_exp.messages import ComplianceTest, Measurement, Plan, Score, Test
 from mlperf_exp.progress import Progress
 from mlperf_exp.sut import create
 from mlperf_exp.sut.base import SystemUnderTest
@@ -26,6 +28,7 @@ def bench(plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
     metrics: dict[str, float] = {}
     phases: dict[str, float] = {}
     tests: list[Test] = []
+    checked: list[ComplianceTest] = []
     failure: str | None = None
     interrupted = False
     sut = create(plan, inputs.model)
@@ -37,6 +40,8 @@ def bench(plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
             tests.append(test)
             if failure or interrupted:
                 break
+        else:
+            checked += _compliance(plan, sut, inputs, progress, phases)
     except RunFailed as error:
         failure = str(error)
     except (KeyboardInterrupt, Interrupted):
@@ -58,6 +63,7 @@ def bench(plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
         metrics=metrics,
         phases=phases,
         tests=tuple(tests),
+        compliance=tuple(checked),
         score=score,
         failure="interrupted" if interrupted else failure,
         interrupted=interrupted,
@@ -97,6 +103,18 @@ def _test(
         wall_s=outcome.wall_s,
     )
     return test, outcome.failure, outcome.interrupted
+
+
+def _compliance(
+    plan: Plan, sut: SystemUnderTest, inputs: Inputs, progress: Progress, phases: dict[str, float]
+) -> Iterator[ComplianceTest]:
+    if not plan.compliance:
+        return
+    began = time.perf_counter()
+    try:
+        yield from session.run(plan, sut, inputs, progress)
+    finally:
+        phases["compliance_s"] = time.perf_counter() - began
 
 
 def expected(plan: Plan, mode: str, total_samples: int) -> tuple[int | None, float | None]:

@@ -38,6 +38,14 @@ class Division(Enum):
     open = "open"
 
 
+class Compliance(Enum):
+    """When MLPerf's compliance tests run: with ``auto`` in the closed division."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
 class Weights(Enum):
     """Where a model's weights come from; ``dummy`` measures speed only and is never valid."""
 
@@ -229,6 +237,7 @@ class Config:
     name: str | None = None  # shown in MLflow; None: made of model, hardware and scenario
     seed: int = 1
     division: Division = Division.closed
+    compliance: Compliance = Compliance.auto
     fail_on_invalid: bool = False
     require_network: bool = True  # a job over several nodes fails where NCCL did not use hw.network
     progress: bool = True  # live display on a terminal, plain lines elsewhere

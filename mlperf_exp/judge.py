@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+from mlperf_exp.compliance import rules as compliance
 from mlperf_exp.config import (
     AccuracyTarget,
     Division,
@@ -36,6 +37,7 @@ def judge(plan: Plan, measurement: Measurement) -> Verdict:
         *_load(plan),
         *accuracy_reasons,
         *_division(plan),
+        *compliance.reasons(plan, measurement),
     ]
     notes = measurement.score.notes if measurement.score else ()
     missed = [reason for reason in accuracy.get("missed", ()) if reason not in reasons]
@@ -43,6 +45,7 @@ def judge(plan: Plan, measurement: Measurement) -> Verdict:
         valid=not reasons,
         reasons=tuple(reasons),
         accuracy=accuracy,
+        compliance=compliance.facts(measurement),
         warnings=(*plan.warnings, *measurement.warnings, *notes, *missed),
     )
 

@@ -90,18 +90,22 @@ def run_test(
     log_dir: Path,
     on_live: Callable[[Live], None],
     interval_s: float = 1.0,
+    audit: str | None = None,
 ) -> Outcome:
     """Run one LoadGen test to its end, or until the system is lost, stalls, or a signal comes.
 
     ``on_live`` is called about every ``interval_s`` in the caller's thread. LoadGen's logs and ``user.conf`` go to
-    ``log_dir``, which must exist.
+    ``log_dir``, which must exist. ``audit`` is the text of a compliance test's ``audit.config``: LoadGen lets it
+    override the settings.
     """
     chosen, user_conf = settings(plan, mode, total_samples)
     write_atomic(log_dir / "user.conf", user_conf)
-    audit = log_dir / "audit.config"  # named always: LoadGen would otherwise apply a stray one in the working directory
+    audit_path = log_dir / "audit.config"  # named always: LoadGen would else apply a stray one in the working directory
+    if audit is not None:
+        write_atomic(audit_path, audit)
     driver = _Driver(sut)
     thread = threading.Thread(
-        target=driver.start, args=(chosen, log_dir, audit, total_samples), name="loadgen", daemon=True
+        target=driver.start, args=(chosen, log_dir, audit_path, total_samples), name="loadgen", daemon=True
     )
     gc.collect()
     gc.freeze()  # what lives by now stays: the collector's pauses would stand in the latencies

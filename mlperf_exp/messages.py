@@ -57,6 +57,7 @@ class Plan:
     run_dir: Path
     engine: dict[str, Any]
     modes: tuple[str, ...]  # "performance", "accuracy", in this order
+    compliance: tuple[str, ...] = ()  # "TEST06", ...: run after these
     derived: tuple[Derived, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -100,12 +101,29 @@ class Test:
 
 
 @dataclass(frozen=True, slots=True)
+class ComplianceTest:
+    """One of MLPerf's compliance tests, verified.
+
+    ``checks`` names what was looked at; None: does not apply in this scenario. ``reasons`` are clauses without a full
+    stop, one for each check that failed. ``log_dir`` holds LoadGen's logs, ``audit.config`` and ``verify_*.txt``.
+    """
+
+    name: str
+    passed: bool
+    checks: dict[str, bool | None]
+    log_dir: Path
+    figures: dict[str, float] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """What was measured, before it is judged. ``failure`` is the reason why a run broke, if it did."""
 
     metrics: dict[str, float]
     phases: dict[str, float]
     tests: tuple[Test, ...] = ()
+    compliance: tuple[ComplianceTest, ...] = ()
     score: Score | None = None
     failure: str | None = None
     interrupted: bool = False

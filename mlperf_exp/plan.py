@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from mlperf_exp.compliance import rules as compliance
 from mlperf_exp.config import Config, Device, Mode, OpenaiBackend, Scenario, SimulatedBackend, VllmBackend, Weights
 from mlperf_exp.credentials import has_credentials
 from mlperf_exp.errors import UserError
@@ -51,11 +52,13 @@ def make_plan(cfg: DictConfig, run_dir: Path) -> Plan:
             raise UserError("backend.urls", "the list is empty", "Give at least one: backend.urls=[http://host:8000]")
         for url in config.backend.urls:
             _no_credentials("backend.urls", url, f"Put the key into ${config.backend.api_key_env}")
+    modes = _modes(config, derived)
     return Plan(
         config=config,
         run_dir=run_dir.absolute(),
         engine=engine,
-        modes=_modes(config, derived),
+        modes=modes,
+        compliance=compliance.planned(config, modes),
         derived=tuple(derived),
         warnings=tuple(warnings),
     )

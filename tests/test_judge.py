@@ -43,7 +43,7 @@ def measure(folder: Path, *overrides: str) -> Measurement:
     """A second of the real LoadGen against a simulated system."""
     words = ["backend=simulated", "backend.ttft_ms=5", "backend.tpot_ms=0.5", "backend.output_tokens=8",
              "scenario.target_qps=700", "scenario.min_duration_s=1", "scenario.min_query_count=600",
-             "progress=false"]  # fmt: skip
+             "compliance=on", "progress=false"]  # fmt: skip
     it = plan(*words, *overrides, folder=folder)
     with Progress(it) as progress:
         return bench(it, Inputs(None, [Sample((1,), "")] * 64, None), progress)

@@ -105,6 +105,6 @@ class Simulated:
             else:
                 done.setdefault(sink, []).append(Completion(row, self._tokens))
         for sink, rows in first.items():
-            sink.first_token(rows)
+            sink.first_token(rows, self._tokens[:1] * len(rows))
         for sink, completions in done.items():
             sink.complete(completions)

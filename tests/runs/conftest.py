@@ -14,5 +14,5 @@ from runs_of_commands import Finished, run
 
 @pytest.fixture(scope="session")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """What ``make demo`` does: real LoadGen, real vLLM, real MLflow."""
-    return run(tmp_path_factory.mktemp("demo") / "run", "experiment=quickstart")
+    """What ``make demo`` does: real LoadGen, real vLLM, real MLflow; and TEST06."""
+    return run(tmp_path_factory.mktemp("demo") / "run", "experiment=quickstart", "compliance=on")

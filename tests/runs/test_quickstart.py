@@ -57,6 +57,13 @@ def test_short_and_open_runs_are_not_called_valid(quickstart: Finished) -> None:
     assert verdict["accuracy"]["measured"] is True
 
 
+def test_the_golden_model_passes_test06(quickstart: Finished) -> None:
+    checked = quickstart.result["verdict"]["compliance"]["TEST06"]
+    assert checked["passed"] is True, checked["reasons"]
+    assert checked["checks"] == {"first_token": True, "end_of_text": True, "token_count": True}
+    assert checked["figures"]["samples"] > 50
+
+
 def test_every_token_is_golden(quickstart: Finished, model: Path, articles: list[dict[str, Any]]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(model))
     outputs = read_accuracy_log(quickstart.folder / "accuracy" / "mlperf_log_accuracy.json")
