@@ -1,18 +1,24 @@
-"""Plan -> Measurement for inference: start the system, run LoadGen's tests on it, stop it, score the answers."""
+"""Plan -> Measurement for inference: start the system, run LoadGen's tests on it, stop it, score the answers.
+
+A started system (:class:`Running`) outlives a measurement: :func:`measure` may be called again on it, with another
+load.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlperf_exp import loadgen, measure
+from mlperf_exp import loadgen
 from mlperf_exp.compliance import session
 from mlperf_exp.errors import Interrupted, RunFailed
 from mlperf_exp.files import write_atomic
 from mlperf_exp.inputs import Inputs
+from mlperf_exp.measure import load_phases, performance_metrics, read_detail_log
 from mlperf_exp.messages import ComplianceTest, Measurement, Plan, Score, Test
 from mlperf_exp.progress import Progress
 from mlperf_exp.sut import create
@@ -22,53 +28,126 @@ from mlperf_exp.sut.base import SystemUnderTest
 _SWITCH_INTERVAL_S = 0.0005
 
 
+@dataclass(slots=True)
+class Running:
+    """A started system, which serves several measurements one after another; see :func:`start`.
+
+    ``plan`` is what it was started for: what the engine prints stays in that run's folder. ``phases`` are the seconds
+    of the start. ``lost`` says why it can serve no more.
+    """
+
+    sut: SystemUnderTest
+    plan: Plan
+    phases: dict[str, float]
+    measurements: int = 0
+    lost: str | None = None
+
+    def stop(self) -> dict[str, float]:
+        """Stop the system; how long that took, as ``stop_s``."""
+        began = time.perf_counter()
+        self.lost = self.lost or "it was stopped"
+        self.sut.stop()
+        return {"stop_s": time.perf_counter() - began}
+
+
 def bench(plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
-    """Measure; a failure or an interruption is part of the answer, with all that finished before it."""
+    """A whole run: start the system, measure, stop it, score.
+
+    A failure or an interruption is part of the answer, with all that finished before it.
+
+    Raises:
+        UserError: the system cannot start because of what the user asked for.
+    """
+    running: Running | None = None
+    try:
+        running = start(plan, inputs, progress)
+        measurement = measure(running, plan, inputs, progress)
+    except RunFailed as error:
+        measurement = Measurement({}, {}, failure=str(error), warnings=inputs.warnings)
+    except (KeyboardInterrupt, Interrupted):
+        measurement = _interrupted(Measurement({}, {}, warnings=inputs.warnings))
+    finally:
+        stopped = running.stop() if running else {}
+    started = running.phases if running else {}
+    return score(replace(measurement, phases=started | measurement.phases | stopped), plan, inputs, progress)
+
+
+def start(plan: Plan, inputs: Inputs, progress: Progress) -> Running:
+    """Start the plan's system and warm it up.
+
+    Raises:
+        UserError, RunFailed: it did not start; nothing of it is left.
+        Interrupted: by a signal; the same.
+    """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    progress.phase("start")
+    sut = create(plan, inputs.model)
+    try:
+        return Running(sut, plan, sut.start(inputs.samples))
+    except BaseException:
+        sut.stop()
+        raise
+
+
+def measure(running: Running, plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
+    """LoadGen's tests of ``plan.modes`` on a started system, into ``plan.run_dir``; answers are not scored yet.
+
+    For each measurement after the first the system is idle and its caches are empty again. Never raises for what a
+    system or a signal does: that is part of the answer, with all that finished before it.
+    """
     metrics: dict[str, float] = {}
     phases: dict[str, float] = {}
     tests: list[Test] = []
     checked: list[ComplianceTest] = []
     failure: str | None = None
     interrupted = False
-    sut = create(plan, inputs.model)
     try:
-        progress.phase("start")
-        phases |= sut.start(inputs.samples)
+        if running.lost:
+            raise RunFailed(f"the system can serve no more: {running.lost}")
+        if running.measurements:
+            phases |= _reset(running, inputs)
+        running.measurements += 1
         for mode in plan.modes:
-            test, failure, interrupted = _test(plan, mode, sut, inputs, progress, metrics, phases)
+            test, failure, interrupted = _test(plan, mode, running.sut, inputs, progress, metrics, phases)
             tests.append(test)
             if failure or interrupted:
                 break
         else:
-            checked += _compliance(plan, sut, inputs, progress, phases)
+            checked += _compliance(plan, running.sut, inputs, progress, phases)
     except RunFailed as error:
         failure = str(error)
     except (KeyboardInterrupt, Interrupted):
         interrupted = True
-    finally:
-        stopping = time.perf_counter()
-        sut.stop()
-        phases["stop_s"] = time.perf_counter() - stopping
-    score: Score | None = None
-    if not failure and not interrupted and "accuracy" in plan.modes:
-        try:
-            score = _score(plan, inputs, progress, phases)
-            metrics |= score.metrics
-        except RunFailed as error:
-            failure = str(error)
-        except (KeyboardInterrupt, Interrupted):
-            interrupted = True
-    return Measurement(
-        metrics=metrics,
-        phases=phases,
-        tests=tuple(tests),
-        compliance=tuple(checked),
-        score=score,
-        failure="interrupted" if interrupted else failure,
-        interrupted=interrupted,
-        warnings=inputs.warnings,
+    if failure or interrupted:  # queries of the test may still be inside it
+        running.lost = running.lost or failure or "a measurement on it was interrupted"
+    measurement = Measurement(
+        metrics, phases, tuple(tests), compliance=tuple(checked), failure=failure, warnings=inputs.warnings
     )
+    return _interrupted(measurement) if interrupted else measurement
+
+
+def score(measurement: Measurement, plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
+    """The measurement with its answers scored, where all tests finished and there was one of accuracy."""
+    if measurement.failure or "accuracy" not in plan.modes:
+        return measurement
+    phases = dict(measurement.phases)
+    try:
+        scored = _score(plan, inputs, progress, phases)
+    except RunFailed as error:
+        return replace(measurement, failure=str(error))
+    except (KeyboardInterrupt, Interrupted):
+        return _interrupted(measurement)
+    return replace(measurement, metrics=measurement.metrics | scored.metrics, phases=phases, score=scored)
+
+
+def _interrupted(measurement: Measurement) -> Measurement:
+    return replace(measurement, failure="interrupted", interrupted=True)
+
+
+def _reset(running: Running, inputs: Inputs) -> dict[str, float]:
+    began = time.perf_counter()
+    running.sut.reset(inputs.samples)
+    return {"reset_s": time.perf_counter() - began}
 
 
 def _test(
@@ -86,10 +165,10 @@ def _test(
     outcome = loadgen.run_test(plan, mode, sut, len(inputs.samples), log_dir, progress.update)
     records = outcome.records
     records.write_parquet(log_dir / "queries.parquet", inputs.prompt_tokens)
-    logged = measure.read_detail_log(log_dir) if outcome.finished else {}
+    logged = read_detail_log(log_dir) if outcome.finished else {}
     if mode == "performance":
-        metrics |= measure.performance_metrics(plan.config, records, logged, inputs.prompt_tokens)
-        phases |= measure.load_phases(records)
+        metrics |= performance_metrics(plan.config, records, logged, inputs.prompt_tokens)
+        phases |= load_phases(records)
     else:
         phases["accuracy_s"] = outcome.wall_s
     test = Test(

@@ -107,6 +107,7 @@ def run_test(
     thread = threading.Thread(
         target=driver.start, args=(chosen, log_dir, audit_path, total_samples), name="loadgen", daemon=True
     )
+    gc.unfreeze()  # of an earlier test in this process
     gc.collect()
     gc.freeze()  # what lives by now stays: the collector's pauses would stand in the latencies
     began = time.perf_counter()

@@ -39,5 +39,12 @@ class SystemUnderTest(Protocol):
     def submit(self, queries: Sequence[Query], sink: Sink) -> None:
         """Take the queries and return at once; never raises. Called from LoadGen's thread."""
 
+    def reset(self, samples: Sequence[Sample]) -> None:
+        """Make the started system, on which nothing is outstanding, as after its start: caches empty, these samples.
+
+        Raises:
+            RunFailed: it cannot be used again.
+        """
+
     def stop(self) -> None:
         """Release everything; works after a failed start, and twice."""

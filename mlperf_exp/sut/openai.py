@@ -108,6 +108,11 @@ class OpenAI:
                 return
         sink.complete([Completion(query.row, error=self._ending) for query in queries])
 
+    def reset(self, samples: Sequence[Sample]) -> None:
+        """Connect anew and check the servers again; what they keep is theirs, and no API of OpenAI's empties it."""
+        self.stop()
+        self.start(samples)
+
     def stop(self) -> None:
         """Complete what is outstanding with the error "stopped", close all connections and end the thread."""
         with self._lock:

@@ -1,8 +1,8 @@
 """Sees to it that no engine outlives the framework: a small process that waits for its parent's end.
 
 vLLM's engine, a process of its own, keeps running, and keeps a GPU's memory, when its parent is killed. All processes
-that are started after :meth:`Reaper.start` inherit a mark in their environment; when the parent's end of a pipe closes,
-for whatever reason, the reaper kills every process that carries the mark.
+that are started between :meth:`Reaper.start` and :meth:`Reaper.seal` inherit a mark in their environment; when the
+parent's end of a pipe closes, for whatever reason, the reaper kills every process that carries the mark.
 """
 
 from __future__ import annotations
@@ -39,9 +39,13 @@ class Reaper:
         os.environ[_VARIABLE] = mark
         return cls(mark, process)
 
+    def seal(self) -> None:
+        """Mark no more: processes that are started from now on are not the engine's."""
+        os.environ.pop(_VARIABLE, None)
+
     def kill(self) -> None:
         """End what still carries the mark, and the reaper."""
-        os.environ.pop(_VARIABLE, None)
+        self.seal()
         kill_marked(self._mark)
         if self._process.stdin is not None:
             self._process.stdin.close()

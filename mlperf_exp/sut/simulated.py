@@ -57,6 +57,9 @@ class Simulated:
         if not self._wake.is_set():
             self._wake.set()
 
+    def reset(self, samples: Sequence[Sample]) -> None:
+        """Nothing is kept between measurements: latencies go by the row alone."""
+
     def stop(self) -> None:
         """End the thread; what is outstanding completes with an error."""
         self._stopping = True

@@ -68,6 +68,7 @@ class Vllm:
             except BaseException:
                 self._abandon_start(self._starting)
                 raise
+        self._reaper.seal()
         started = time.perf_counter()
         self._wait(asyncio.run_coroutine_threadsafe(self._warm_up(), self._loop), "warm up")
         return {"start_s": started - began, "warmup_s": time.perf_counter() - started}
@@ -78,6 +79,11 @@ class Vllm:
         if not self._woken:  # one wake-up a burst
             self._woken = True
             self._loop.call_soon_threadsafe(self._drain)
+
+    def reset(self, samples: Sequence[Sample]) -> None:
+        """Wait until the engine is idle, and empty its caches; see :class:`mlperf_exp.sut.base.SystemUnderTest`."""
+        self._wait(asyncio.run_coroutine_threadsafe(self._become_idle(), self._loop), "become idle")
+        self._prompts = [list(sample.tokens) for sample in samples]
 
     def stop(self) -> None:
         """Shut the engine down and end its processes."""
@@ -189,6 +195,12 @@ class Vllm:
             sink.complete([Completion(query.row, error=f"vLLM: {' '.join(str(error).split())[:300]}")])
         else:
             sink.complete([Completion(query.row, tokens)])
+
+    async def _become_idle(self) -> None:
+        if self._tasks:
+            await asyncio.wait(list(self._tasks))
+        await self._engine.reset_prefix_cache()
+        await self._engine.reset_mm_cache()
 
     async def _shut_down(self) -> None:
         for task in list(self._tasks):
