@@ -18,7 +18,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from mlperf_exp import environment, measure, network, signals
+from mlperf_exp import environment, hashes, measure, network, signals
 from mlperf_exp.config import Config, OpenaiBackend, SimulatedBackend
 from mlperf_exp.errors import Interrupted, InvalidResult, RunFailed, UserError
 from mlperf_exp.files import write_atomic, write_json
@@ -45,19 +45,20 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         write_atomic(plan.run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
         inputs = load(plan)
         plan = replace(plan, derived=(*plan.derived, *inputs.derived))
+        identity = hashes.identity(plan, inputs)
         tracker = Tracker.start(
             plan.run_dir,
             plan.config.tracking,
             run_id(plan),
             run_name(plan.config),
-            tags(plan),
+            tags(plan) | identity,
             plain(plan.config) | {"engine": plan.engine},
         )
         with Progress(plan) as progress:
             start.phases["prepare_s"] = start.elapsed_s
             measurement = _measure(plan, inputs, progress)
         verdict = judge(plan, measurement)
-        result = make_result(plan, inputs, measurement, verdict, start)
+        result = make_result(plan, inputs, measurement, verdict, start, identity)
         _keep(plan, result)
         _track(plan, result, tracker, start)
     _show(plan, result)
@@ -161,7 +162,14 @@ def plain(config: Config) -> dict[str, Any]:
     return {str(key): item for key, item in value.items()}
 
 
-def make_result(plan: Plan, inputs: Inputs, measurement: Measurement, verdict: Verdict, start: Start) -> dict[str, Any]:
+def make_result(
+    plan: Plan,
+    inputs: Inputs,
+    measurement: Measurement,
+    verdict: Verdict,
+    start: Start,
+    identity: dict[str, str],
+) -> dict[str, Any]:
     """The record of a run; see ``docs/architecture.md`` for its fields."""
     total_s = start.elapsed_s
     full = plan.config.model.performance_samples or len(inputs.samples)
@@ -171,6 +179,7 @@ def make_result(plan: Plan, inputs: Inputs, measurement: Measurement, verdict: V
         "run": {
             "id": run_id(plan),
             "name": run_name(plan.config),
+            **identity,
             "status": status,
             "error": measurement.failure,
             "command": ["python", *sys.orig_argv[1:]],

@@ -94,6 +94,8 @@ def tags(result: Mapping[str, Any]) -> dict[str, str]:
         "verdict_reasons": " ".join(verdict.get("reasons") or ()),
         "accuracy": passed if accuracy.get("measured") else "not measured",
         "overrides": " ".join(run.get("overrides") or ()),
+        "engine_hash": run.get("engine_hash"),
+        "plan_hash": run.get("plan_hash"),
         "git_commit": environment.get("git_commit"),
         "hostname": environment.get("hostname"),
         "division": config.get("division"),
