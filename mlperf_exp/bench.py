@@ -180,6 +180,7 @@ def _test(
         errors=len(records.errors),
         first_error=next(iter(records.errors.values()), None),
         wall_s=outcome.wall_s,
+        window_ns=measure.window_ns(records),
     )
     return test, outcome.failure, outcome.interrupted
 

@@ -225,6 +225,14 @@ class Tracking:
 
 
 @dataclass
+class Telemetry:
+    """Power, memory and utilization of the run's host, sampled by a process of its own."""
+
+    enabled: bool = True
+    interval_s: float = 0.5  # between two samples
+
+
+@dataclass
 class Config:
     """A whole run."""
 
@@ -234,6 +242,7 @@ class Config:
     scenario: ScenarioRules = MISSING
     backend: Any = MISSING  # VllmBackend | OpenaiBackend | SimulatedBackend
     tracking: Tracking = field(default_factory=Tracking)
+    telemetry: Telemetry = field(default_factory=Telemetry)
     name: str | None = None  # shown in MLflow; None: made of model, hardware and scenario
     seed: int = 1
     division: Division = Division.closed

@@ -11,7 +11,8 @@ import os
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TextIO
 
@@ -36,6 +37,7 @@ class _Phase:
     done: int = 0
     unit: str = "queries"
     live: Live | None = None
+    machine: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def elapsed_s(self) -> float:
@@ -75,6 +77,7 @@ class _Phase:
             f"TTFT p50 {number(live.ttft_p50_ms)} p99 {number(live.ttft_p99_ms)} ms",
             f"TPOT p50 {number(live.tpot_p50_ms)} p99 {number(live.tpot_p99_ms)} ms",
             f"{live.errors:,} errors" if live.errors != 1 else "1 error",
+            *machine_words(self.machine),
         ]
         return " · ".join(parts)
 
@@ -118,11 +121,11 @@ class Display:
             else:
                 self._refresh(always=True)
 
-    def update(self, live: Live) -> None:
-        """The state of the test that runs now."""
+    def update(self, live: Live, machine: Mapping[str, float] | None = None) -> None:
+        """The state of the test that runs now, and of the machine (``telemetry.tail.machine``)."""
         with self._lock:
             if self._phase is not None:
-                self._phase.live, self._phase.done = live, live.completed
+                self._phase.live, self._phase.done, self._phase.machine = live, live.completed, machine or {}
                 self._refresh()
 
     def score(self, done: int, total: int) -> None:
@@ -226,6 +229,19 @@ def number(value: float) -> str:
     if not math.isfinite(value):
         return "–"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def machine_words(machine: Mapping[str, float]) -> list[str]:
+    """Power, utilization and memory as a live view shows them; nothing for what was not read."""
+    said = []
+    if "power_w" in machine:
+        said.append(f"{machine['power_w']:,.0f} W")
+    if "gpu_busy_percent" in machine:
+        said.append(f"GPU {machine['gpu_busy_percent']:.0f} %")
+    for key, name in (("gpu_memory_mib", "GPU memory"), ("memory_mib", "memory")):
+        if key in machine:
+            said.append(f"{name} {machine[key] / 1024:,.1f} GiB")
+    return said
 
 
 def seconds(value: float) -> str:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -37,11 +38,13 @@ class LiveLog:
     ) -> None:
         self.close()
 
-    def append(self, phase: str, live: Live, expected: int | None = None) -> None:
-        """Write one line: ``at`` (Unix seconds), the phase, ``expected`` queries and all of ``live``; NaN is null."""
+    def append(
+        self, phase: str, live: Live, expected: int | None = None, machine: Mapping[str, float] | None = None
+    ) -> None:
+        """Write one line: ``at`` (Unix seconds), phase, ``expected`` queries, ``live`` and ``machine``; NaN is null."""
         if self._handle < 0:
             return
-        values = {"at": round(time.time(), 3), "phase": phase, "expected": expected, **asdict(live)}
+        values = {"at": round(time.time(), 3), "phase": phase, "expected": expected, **asdict(live), **(machine or {})}
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         # After a line that a full disk cut short, a line break first: only the torn line is lost to the reader.
         line = ("\n" if self._torn else "") + json.dumps(finite) + "\n"

@@ -99,6 +99,13 @@ def _from_loadgen(config: Config, loadgen: dict[str, Any]) -> dict[str, float]:
     return metrics
 
 
+def window_ns(records: Records) -> tuple[int, int] | None:
+    """The measured window: from the first query sent to the last answer, or the last query sent if that is later."""
+    if not records.issued:
+        return None
+    return records.issued_ns[0], max(max(records.completed_ns), records.issued_ns[-1])
+
+
 def load_phases(records: Records) -> dict[str, float]:
     """``load_s``, from the first to the last query sent, and ``drain_s``, from there to the last answer."""
     if not records.issued:

@@ -98,6 +98,7 @@ class Test:
     errors: int
     first_error: str | None
     wall_s: float
+    window_ns: tuple[int, int] | None = None  # first query sent, last answer; None: no query was sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,7 @@ class Measurement:
     failure: str | None = None
     interrupted: bool = False
     warnings: tuple[str, ...] = ()
+    telemetry: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,12 @@ import sys
 from types import TracebackType
 from typing import Self, TextIO
 
+from mlperf_exp import telemetry
 from mlperf_exp.display import Display
 from mlperf_exp.live_log import LiveLog
 from mlperf_exp.messages import Plan
 from mlperf_exp.records import Live
+from mlperf_exp.telemetry.tail import machine
 
 
 class Progress:
@@ -21,6 +23,7 @@ class Progress:
         self._stream = _own_stderr()
         self._display = Display(plan.config.progress, self._stream)
         self._log = LiveLog(plan.run_dir / "live.jsonl")
+        self._samples = plan.run_dir / telemetry.FILE
         self._phase = "prepare"
         self._expected: int | None = None
 
@@ -44,8 +47,9 @@ class Progress:
 
     def update(self, live: Live) -> None:
         """The state of the test now."""
-        self._log.append(self._phase, live, self._expected)
-        self._display.update(live)
+        now = machine(self._samples)
+        self._log.append(self._phase, live, self._expected, now)
+        self._display.update(live, now)
 
     def score(self, done: int, total: int) -> None:
         """So many samples are scored."""

@@ -36,6 +36,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "hw.network_gbit_s": (_ABOVE_0, _ANY),
     "tracking.interval_s": (_ABOVE_0, _ANY),
     "tracking.timeout_s": (_ABOVE_0, _ANY),
+    "telemetry.interval_s": (0.05, 60),
     "backend.gpu_memory_utilization": (_ABOVE_0, 1),
     "backend.warmup_queries": (0, MAX_QUERIES),
     "backend.start_timeout_s": (_ABOVE_0, _ANY),

@@ -27,6 +27,8 @@ from mlperf_exp.judge import judge
 from mlperf_exp.messages import Measurement, Plan, Verdict
 from mlperf_exp.plan import make_plan
 from mlperf_exp.progress import Progress
+from mlperf_exp.telemetry import of_run
+from mlperf_exp.telemetry.sampler import Sampler
 from mlperf_exp.track.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -54,9 +56,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             tags(plan) | identity,
             plain(plan.config) | {"engine": plan.engine},
         )
-        with Progress(plan) as progress:
+        without = [tracker.pid] if tracker.pid else []
+        sampler = Sampler.start(plan.run_dir, plan.config.telemetry, of_run.gpus(plan), without)
+        with sampler, Progress(plan) as progress:
             start.phases["prepare_s"] = start.elapsed_s
             measurement = _measure(plan, inputs, progress)
+        measurement = of_run.add(plan, measurement, sampler)
         verdict = judge(plan, measurement)
         result = make_result(plan, inputs, measurement, verdict, start, identity)
         _keep(plan, result)
@@ -206,9 +211,11 @@ def make_result(
                 "errors": test.errors,
                 "first_error": test.first_error,
                 "wall_s": test.wall_s,
+                "window_ns": test.window_ns,
             }
             for test in measurement.tests
         },
+        "telemetry": measurement.telemetry,
         "artifacts": [],
     }
 

@@ -28,6 +28,7 @@ _FILES = (
     "result.json",
     "config.yaml",
     "live.jsonl",
+    "telemetry.jsonl",
     "plots/*",
     "performance/*",
     "accuracy/*",
