@@ -256,7 +256,8 @@ def test_dummy_weights_load_nothing_and_measure_no_accuracy() -> None:
 
 def _wrong() -> Iterator[tuple[str, str, float]]:
     """(backend, key, value): a value below and above each range, and for real numbers those that are none."""
-    groups = {"scenario": ScenarioRules, "dataset": Dataset, "model": Model, "hw": Hardware, "tracking": Tracking}
+    groups = {"scenario": ScenarioRules, "dataset": Dataset, "model": Model, "hw": Hardware, "tracking": Tracking,
+              "telemetry": Telemetry}  # fmt: skip
     for key, (least, most) in RANGES.items():
         group, _, name = key.rpartition(".")
         schemas = BACKENDS.items() if group == "backend" else [("vllm", groups.get(group, Config))]
