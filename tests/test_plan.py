@@ -16,7 +16,17 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from mlperf_exp import cli
-from mlperf_exp.config import BACKENDS, Architecture, Config, Dataset, Hardware, Model, ScenarioRules, Tracking
+from mlperf_exp.config import (
+    BACKENDS,
+    Architecture,
+    Config,
+    Dataset,
+    Hardware,
+    Model,
+    ScenarioRules,
+    Telemetry,
+    Tracking,
+)
 from mlperf_exp.credentials import has_credentials
 from mlperf_exp.errors import UserError
 from mlperf_exp.memory import GIB, Fit, fit, weight_bytes
