@@ -18,7 +18,7 @@ from mlperf_exp.compliance import session
 from mlperf_exp.errors import Interrupted, RunFailed
 from mlperf_exp.files import write_atomic
 from mlperf_exp.inputs import Inputs
-from mlperf_exp.measure import load_phases, performance_metrics, read_detail_log
+from mlperf_exp.measure import load_phases, performance_metrics, read_detail_log, window_ns
 from mlperf_exp.messages import ComplianceTest, Measurement, Plan, Score, Test
 from mlperf_exp.progress import Progress
 from mlperf_exp.sut import create
@@ -180,7 +180,7 @@ def _test(
         errors=len(records.errors),
         first_error=next(iter(records.errors.values()), None),
         wall_s=outcome.wall_s,
-        window_ns=measure.window_ns(records),
+        window_ns=window_ns(records),
     )
     return test, outcome.failure, outcome.interrupted
 
