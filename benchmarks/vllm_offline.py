@@ -51,7 +51,7 @@ def framework(folder: Path, copies: int, samples: int) -> dict[str, Any]:
 def bare(folder: Path, engine: dict[str, Any], copies: int) -> dict[str, Any]:
     """The same prompts through ``LLM.generate``."""
     from mlperf_exp.data import ARTICLES, cnn_dailymail
-    from mlperf_exp.inputs import tokenizer
+    from mlperf_exp.kinds.decoder import tokenizer
     from mlperf_exp.sut.vllm import stop_tokens
     from mlperf_exp.tiny_llama import ensure
 

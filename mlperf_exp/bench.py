@@ -218,15 +218,11 @@ def _whole_copies(chosen: Any, count: int) -> int:
 
 
 def _score(plan: Plan, inputs: Inputs, progress: Progress, phases: dict[str, float]) -> Score:
-    from mlperf_exp.data.accuracy_log import read_accuracy_log
-    from mlperf_exp.data.rouge import accuracy_text, score
-
-    assert inputs.decode is not None
+    assert inputs.scorer is not None
     progress.phase("score", len(inputs.samples))
     began = time.perf_counter()
     folder: Path = plan.run_dir / "accuracy"
-    outputs = read_accuracy_log(folder / "mlperf_log_accuracy.json")
-    result = score(outputs, [sample.reference for sample in inputs.samples], inputs.decode, on_progress=progress.score)
-    write_atomic(folder / "accuracy.txt", accuracy_text(result) + "\n")
+    result = inputs.scorer.score(folder / "mlperf_log_accuracy.json", progress.score)
+    write_atomic(folder / "accuracy.txt", inputs.scorer.text(result) + "\n")
     phases["score_s"] = time.perf_counter() - began
     return result

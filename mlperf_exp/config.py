@@ -21,6 +21,7 @@ class Scenario(Enum):
     server = "Server"
     interactive = "Interactive"
     single_stream = "SingleStream"
+    multi_stream = "MultiStream"
 
 
 class Mode(Enum):
@@ -88,44 +89,100 @@ class Architecture:
 
 @dataclass
 class AccuracyTarget:
-    """MLPerf's minimum (and range) for one data set; None where MLPerf names none."""
+    """What MLPerf asks of a score over the whole data set, by the names of its metrics."""
 
     samples: int = MISSING
-    rouge1: float | None = None
-    rouge2: float | None = None
-    rougeL: float | None = None  # noqa: N815 - the metric's own name
-    rougeLsum: float | None = None  # noqa: N815
-    gen_len_min: int | None = None
-    gen_len_max: int | None = None
+    minimum: dict[str, float] = field(default_factory=dict)
+    maximum: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
 class Model:
-    """A model: its weights, MLPerf's name for it and what it must reach."""
+    """What all models share: weights, MLPerf's name and what must be reached. Each kind adds what only it has."""
 
     name: str = MISSING
-    path: str = MISSING  # a local folder or a Hugging Face name
+    path: str = MISSING  # a local file or folder, or a Hugging Face name
     weights: Weights = Weights.pretrained
     dtype: str = "bfloat16"
     benchmark: str | None = None  # LoadGen's model name; None: no MLPerf benchmark
-    max_new_tokens: int = 128
-    min_new_tokens: int = 1
-    max_prompt_tokens: int = 2540
     performance_samples: int | None = None  # MLPerf's sample count; None: the whole data set
-    architecture: Architecture = field(default_factory=Architecture)
+    gflops_per_sample: float | None = None  # multiplications and additions of one forward pass, at the usual input
     target: AccuracyTarget | None = None
 
 
 @dataclass
+class Decoder(Model):
+    """A language model that answers a prompt token by token."""
+
+    max_new_tokens: int = 128
+    min_new_tokens: int = 1
+    max_prompt_tokens: int = 2540
+    architecture: Architecture = field(default_factory=Architecture)
+
+
+@dataclass
+class ImageClassifier(Model):
+    """A network that names the class of an image."""
+
+    dtype: str = "auto"  # float16 on a GPU; on a processor bfloat16 where it computes with it, else float32
+    network: str = MISSING  # a name of mlperf_exp/networks.py
+    classes: int = 1000
+    resize: int = 256  # pixels of the shorter side, before the centre is cut out
+    image_size: int = 224  # pixels of the side that the network sees
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])  # of the channels' range 0 to 1
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+
+
+@dataclass
+class ExtractiveQa(Model):
+    """An encoder that marks the answer to a question in a text (BERT with SQuAD's two outputs a token)."""
+
+    dtype: str = "auto"
+    layers: int = MISSING
+    hidden_size: int = MISSING
+    intermediate_size: int = MISSING
+    heads: int = MISSING
+    vocab_size: int = 30522
+    max_positions: int = 512
+    max_tokens: int = 384  # of question and text together; a longer text is cut into pieces
+    stride: int = 128  # tokens between the starts of two pieces
+    max_question_tokens: int = 64
+    max_answer_tokens: int = 30
+
+
+@dataclass
 class Dataset:
-    """What is read. ``tokenize`` makes token ids from the text; otherwise the file's own ids are used."""
+    """What all data sets share. ``synthetic``: random samples, for speed only, never scored."""
 
     name: str = MISSING
     path: str | None = None
-    tokenize: bool = False
     samples: int | None = None  # None: all
+    synthetic: bool = False
+
+
+@dataclass
+class Prompts(Dataset):
+    """Texts for a decoder. ``tokenize`` makes token ids from the text; otherwise the file's own ids are used."""
+
+    tokenize: bool = False
     mean_prompt_tokens: float = 785.0  # synthetic prompts: log-normal
     sigma_prompt_tokens: float = 0.53
+
+
+@dataclass
+class Images(Dataset):
+    """Images with their classes: a folder with one folder a class, or a flat one with MLPerf's ``val_map.txt``."""
+
+    cache: str = "outputs/cache"  # where the images are kept as one array, cut to size
+
+
+@dataclass
+class Questions(Dataset):
+    """Questions on texts, in SQuAD v1.1's JSON format."""
+
+    cache: str = "outputs/cache"
+    mean_tokens: float = 178.0  # synthetic questions: log-normal, cut at the model's longest
+    sigma_tokens: float = 0.42
 
 
 @dataclass
@@ -155,12 +212,13 @@ class ScenarioRules:
     name: Scenario = MISSING
     mode: Mode = Mode.both
     target_qps: float | None = None
-    expected_latency_ms: float | None = None  # single stream: sizes the number of queries
+    expected_latency_ms: float | None = None  # single and multi stream: sizes the number of queries
     min_duration_s: float = 600.0
     min_query_count: int | None = None
     samples: int | None = None  # samples that the performance test draws from
-    ttft_ms: float | None = None  # 99th percentile bounds
+    ttft_ms: float | None = None  # 99th percentile bounds; None: MLPerf's for the benchmark, where it has one
     tpot_ms: float | None = None
+    latency_ms: float | None = None
     latency_percentile: float = 99.0
     stall_timeout_s: float = 300.0  # no completion for so long, while queries wait: the run has failed
 
@@ -236,8 +294,8 @@ class Telemetry:
 class Config:
     """A whole run."""
 
-    model: Model = MISSING
-    dataset: Dataset = MISSING
+    model: Any = MISSING  # Decoder | ImageClassifier | ExtractiveQa
+    dataset: Any = MISSING  # Prompts | Images | Questions
     hw: Hardware = MISSING
     scenario: ScenarioRules = MISSING
     backend: Any = MISSING  # VllmBackend | OpenaiBackend | SimulatedBackend
@@ -257,16 +315,29 @@ BACKENDS: dict[str, type[Backend]] = {
     "openai": OpenaiBackend,
     "simulated": SimulatedBackend,
 }
+MODELS: dict[str, type[Model]] = {
+    "decoder": Decoder,
+    "image_classifier": ImageClassifier,
+    "extractive_qa": ExtractiveQa,
+}
+DATASETS: dict[str, type[Dataset]] = {"prompts": Prompts, "images": Images, "questions": Questions}
+READS: dict[type[Model], type[Dataset]] = {Decoder: Prompts, ImageClassifier: Images, ExtractiveQa: Questions}
+RUNS: dict[type[Backend], tuple[type[Model], ...]] = {
+    VllmBackend: (Decoder,),
+    OpenaiBackend: (Decoder,),
+    SimulatedBackend: (Decoder,),
+}
 
 
 def register() -> None:
     """Make the schemas known to Hydra; the files in ``conf/`` extend them as ``/schema/...``."""
     store = ConfigStore.instance()
     store.store(group="schema", name="config", node=Config)
-    store.store(group="schema", name="model", node=Model)
-    store.store(group="schema", name="dataset", node=Dataset)
     store.store(group="schema", name="hw", node=Hardware)
     store.store(group="schema", name="scenario", node=ScenarioRules)
+    for group, kinds in (("model", MODELS), ("dataset", DATASETS)):
+        for name, kind in kinds.items():
+            store.store(group=f"schema/{group}", name=name, node=kind)
     for name, node in BACKENDS.items():
         schema = OmegaConf.structured(node)
         if name == "vllm":  # so that backend.engine.max_num_seqs=256 needs no plus sign: the keys are vLLM's, not ours

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 
+from mlperf_exp.accuracy import figure
+from mlperf_exp.benchmarks import BENCHMARKS, MIN_DURATION_S, bounds_ms
 from mlperf_exp.compliance import rules as compliance
 from mlperf_exp.config import (
     AccuracyTarget,
+    Decoder,
     Division,
     OpenaiBackend,
     Scenario,
-    ScenarioRules,
     SimulatedBackend,
     Weights,
 )
 from mlperf_exp.messages import Measurement, Plan, Score, Test, Verdict
 
-MIN_DURATION_S = 600.0  # MLPerf Inference v6.1, all scenarios
-CLOSED_SCENARIOS = {
-    "llama3_1-8b": (Scenario.offline, Scenario.server, Scenario.interactive),
-    "llama3_1-8b-edge": (Scenario.offline, Scenario.single_stream),
-}
-BOUNDS_MS = {Scenario.server: (2000.0, 100.0), Scenario.interactive: (500.0, 30.0)}
+BOUNDED = {"ttft": "TTFT", "tpot": "TPOT", "latency": "latency"}  # what a scenario may bound, and how it is called
 
 
 def judge(plan: Plan, measurement: Measurement) -> Verdict:
@@ -78,17 +74,18 @@ def _performance(plan: Plan, measurement: Measurement, test: Test | None) -> Ite
         yield f"{metrics['duplicates']:,.0f} queries were completed twice."
     if not test.loadgen.get("result_validity"):
         yield "LoadGen did not come to its end, so there is no word of its own on validity."
-    for name, label in (("ttft", "TTFT"), ("tpot", "TPOT")):
-        bound, value = bounds_ms(rules)[name], metrics.get(f"{name}_p99_ms")
+    for name, label in BOUNDED.items():
+        bound, value = getattr(rules, f"{name}_ms"), metrics.get(f"{name}_p99_ms")
         if bound is not None and value is not None and value > bound:
             now = "" if rules.target_qps is None else f": lower scenario.target_qps (now {rules.target_qps:g})"
-            yield f"{label} p99 {value:,.0f} ms is over {bound:,.0f} ms{now}."
+            yield f"{label[0].upper()}{label[1:]} p99 {value:,.0f} ms is over {bound:,.0f} ms{now}."
         elif bound is not None and value is None:
-            yield f"{label} was not measured, and the scenario bounds it at {bound:,.0f} ms."
+            yield f"{label[0].upper()}{label[1:]} was not measured, and the scenario bounds it at {bound:,.0f} ms."
     if test.loadgen.get("result_validity") == "INVALID":
         yield f"LoadGen calls the run INVALID: {_loadgen_reasons(test.loadgen)}"
-    wanted = plan.config.model.performance_samples
-    if rules.name is Scenario.offline and wanted and test.issued < wanted:
+    known = BENCHMARKS.get(plan.config.model.benchmark or "")
+    wanted = known.offline_samples if known and plan.config.model.performance_samples else 0
+    if rules.name is Scenario.offline and test.issued < wanted:
         yield (
             f"The load was {test.issued:,} samples, MLPerf wants at least {wanted:,} in this scenario: leave out "
             "scenario.min_query_count."
@@ -114,12 +111,6 @@ def _loadgen_reasons(logged: dict[str, Any]) -> str:
     return words or "it gives no reason."
 
 
-def bounds_ms(rules: ScenarioRules) -> dict[str, float | None]:
-    """The 99th percentile bounds in force for ``ttft`` and ``tpot``: the scenario's own, else MLPerf's, if any."""
-    ttft, tpot = BOUNDS_MS.get(rules.name, (None, None))
-    return {"ttft": rules.ttft_ms or ttft, "tpot": rules.tpot_ms or tpot}
-
-
 def _load(plan: Plan) -> Iterator[str]:
     """Whether the load itself is MLPerf's: valid for LoadGen is not yet valid for MLPerf."""
     config = plan.config
@@ -136,11 +127,12 @@ def _load(plan: Plan) -> Iterator[str]:
             f"The load drew from {drawn:,} samples, MLPerf wants {wanted:,}: leave out dataset.samples and "
             "scenario.samples."
         )
-    if config.dataset.name == "synthetic":
-        yield "The prompts are synthetic: use the benchmark's data set."
-    bounds = BOUNDS_MS.get(rules.name)
-    if bounds and ((rules.ttft_ms or 0) > bounds[0] or (rules.tpot_ms or 0) > bounds[1]):
-        yield f"The scenario's bounds are looser than MLPerf's {bounds[0]:g} ms (TTFT) and {bounds[1]:g} ms (TPOT)."
+    if config.dataset.synthetic:
+        yield "The samples are synthetic: use the benchmark's data set."
+    bounds = bounds_ms(config.model.benchmark, rules.name)
+    if any((getattr(rules, f"{name}_ms") or 0) > bound for name, bound in bounds.items()):
+        allowed = " and ".join(f"{bound:g} ms ({BOUNDED[name]})" for name, bound in bounds.items())
+        yield f"The scenario's bounds are looser than MLPerf's {allowed}."
 
 
 def _accuracy(plan: Plan, measurement: Measurement) -> tuple[dict[str, Any], list[str]]:
@@ -149,11 +141,15 @@ def _accuracy(plan: Plan, measurement: Measurement) -> tuple[dict[str, Any], lis
         return {"measured": False, "passed": None}, [
             "Accuracy was not measured, and a run without it is never valid: use scenario.mode=both with real weights."
         ]
-    facts: dict[str, Any] = {"measured": True, "passed": None, **score.metrics, "notes": list(score.notes)}
+    facts: dict[str, Any] = {
+        "measured": True, "passed": None, "samples": score.samples, **score.metrics, "notes": list(score.notes)
+    }  # fmt: skip
     if target is None:
         facts["targets"] = None
         return facts, []
-    facts["targets"] = {f.name: getattr(target, f.name) for f in fields(target) if getattr(target, f.name) is not None}
+    facts["targets"] = {
+        "samples": target.samples, "minimum": dict(target.minimum), "maximum": dict(target.maximum)
+    }  # fmt: skip
     reasons, missed = list(partial(score, target)), list(misses(score, target))
     facts["passed"] = not reasons and not missed
     if plan.config.division is Division.closed:  # the open division reports accuracy, and need not reach the targets
@@ -164,25 +160,24 @@ def _accuracy(plan: Plan, measurement: Measurement) -> tuple[dict[str, Any], lis
 
 def partial(score: Score, target: AccuracyTarget) -> Iterator[str]:
     """The reason against a score of another number of samples than the benchmark's."""
-    counted = int(score.metrics.get("gen_num", 0))
-    if counted != target.samples:
+    if score.samples != target.samples:
         yield (
-            f"Accuracy was measured on {counted:,} samples, the benchmark has {target.samples:,}: use the whole "
+            f"Accuracy was measured on {score.samples:,} samples, the benchmark has {target.samples:,}: use the whole "
             "data set."
         )
 
 
 def misses(score: Score, target: AccuracyTarget) -> Iterator[str]:
     """One sentence for each target that a score does not meet; a figure that is no number meets none."""
-    for name in ("rouge1", "rouge2", "rougeL", "rougeLsum"):
-        bound, value = getattr(target, name), score.metrics[name]
-        if bound is not None and not value >= bound:
-            yield f"{name} {value:.4f} is below MLPerf's minimum of {bound}: check weights, precision and prompts."
-    length = score.metrics["gen_len"]
-    if target.gen_len_min is not None and not length >= target.gen_len_min:
-        yield f"GEN_LEN {length:,.0f} characters is below MLPerf's minimum of {target.gen_len_min:,}."
-    if target.gen_len_max is not None and length > target.gen_len_max:
-        yield f"GEN_LEN {length:,.0f} characters is above MLPerf's maximum of {target.gen_len_max:,}."
+    for name, least in target.minimum.items():
+        value, shown = score.metrics.get(name, float("nan")), figure(name).form
+        if not value >= least:
+            cause = "check weights, precision and inputs"
+            yield f"{name} {value:{shown}} is below MLPerf's minimum of {least:,.10g}: {cause}."
+    for name, most in target.maximum.items():
+        value, shown = score.metrics.get(name, float("nan")), figure(name).form
+        if not value <= most:
+            yield f"{name} {value:{shown}} is above MLPerf's maximum of {most:,.10g}."
 
 
 def _division(plan: Plan) -> Iterator[str]:
@@ -191,14 +186,14 @@ def _division(plan: Plan) -> Iterator[str]:
         return
     if config.model.target is None:
         yield f"{config.model.name} is no MLPerf benchmark, so it has no accuracy to reach: run it with division=open."
-    allowed = CLOSED_SCENARIOS.get(config.model.benchmark or "")
-    if allowed and config.model.target is not None and config.scenario.name not in allowed:
+    known = BENCHMARKS.get(config.model.benchmark or "")
+    if known and config.model.target is not None and config.scenario.name not in known.closed:
         yield f"The closed division has no {config.scenario.name.name} for {config.model.name}: use division=open."
     if plan.engine.get("enable_prefix_caching"):
         yield "Prefix caching between queries is not allowed: leave out backend.engine.enable_prefix_caching."
     if plan.engine.get("speculative_config"):
         yield "Speculative decoding is not allowed: leave out backend.engine.speculative_config."
-    if config.model.max_new_tokens != 128 or config.model.min_new_tokens != 1:
+    if isinstance(config.model, Decoder) and (config.model.max_new_tokens, config.model.min_new_tokens) != (128, 1):
         yield "MLPerf generates 1 to 128 tokens: leave out model.max_new_tokens and model.min_new_tokens."
     if isinstance(config.backend, OpenaiBackend):
         yield "What the servers run (caching, speculation, precision) is not known here: use division=open."

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import mlperf_loadgen as lg
 
+from mlperf_exp.benchmarks import bounds_ms
 from mlperf_exp.config import Scenario
 from mlperf_exp.errors import Interrupted, RunFailed
 from mlperf_exp.files import write_atomic
-from mlperf_exp.messages import Completion, Plan, Query
+from mlperf_exp.messages import Answers, Completion, Plan, Queries
 from mlperf_exp.records import Live, Records
-from mlperf_exp.sut.base import SystemUnderTest
+from mlperf_exp.sut.base import HoldsSamples, SystemUnderTest
 
 _GRACE_S = 5.0  # how long LoadGen may take to end by itself after an abort
 _abandoned = False
@@ -75,9 +76,17 @@ def settings(plan: Plan, mode: str, total_samples: int) -> tuple[lg.TestSettings
         chosen.server_target_qps = user["target_qps"] = rules.target_qps
     if rules.target_qps is not None and scenario == "Offline":
         chosen.offline_expected_qps = user["target_qps"] = rules.target_qps
-    if rules.expected_latency_ms is not None and scenario == "SingleStream":
-        chosen.single_stream_expected_latency_ns = round(rules.expected_latency_ms * 1e6)
+    if rules.expected_latency_ms is not None and scenario in ("SingleStream", "MultiStream"):
+        expected_ns = round(rules.expected_latency_ms * 1e6)
+        if scenario == "SingleStream":
+            chosen.single_stream_expected_latency_ns = expected_ns
+        else:
+            chosen.multi_stream_expected_latency_ns = expected_ns
         user["target_latency"] = rules.expected_latency_ms
+    bound = bounds_ms(model.benchmark, rules.name).get("latency")  # LoadGen knows it
+    if rules.latency_ms is not None and rules.latency_ms != bound and scenario == "Server":
+        chosen.server_target_latency_ns = round(rules.latency_ms * 1e6)
+        user["target_latency"] = rules.latency_ms
     text = "".join(f"*.{scenario}.{key} = {value}\n" for key, value in user.items())
     return chosen, text
 
@@ -184,7 +193,7 @@ class _Driver:
             logs.log_output = output
             logs.enable_trace = False
             sut = lg.ConstructFastSUT(self._issue, _nothing)
-            qsl = lg.ConstructQSL(total_samples, chosen.performance_sample_count_override, _nothing, _nothing)
+            qsl = lg.ConstructQSL(total_samples, chosen.performance_sample_count_override, self._load, self._unload)
             try:
                 lg.StartTestWithLogSettings(sut, qsl, chosen, logs, str(audit))
             finally:
@@ -195,13 +204,27 @@ class _Driver:
         finally:
             self.ended.set()
 
+    def _load(self, indices: list[int]) -> None:
+        if isinstance(self.sut, HoldsSamples) and self.failure is None:
+            try:
+                self.sut.load(indices)
+            except Exception as error:  # as in _issue
+                self.failed(f"{type(self.sut).__name__} could not load its samples: {error}")
+
+    def _unload(self, indices: list[int]) -> None:
+        if isinstance(self.sut, HoldsSamples) and self.failure is None:
+            try:
+                self.sut.unload(indices)
+            except Exception as error:  # as in _issue
+                self.failed(f"{type(self.sut).__name__} could not let go of its samples: {error}")
+
     def _issue(self, responses: list[int], indices: list[int]) -> None:
         if self.closed:
             lg.QuerySamplesComplete([lg.QuerySampleResponse(response, 0, 0, 0) for response in responses])
             return
         try:
             first = self.records.add(responses, indices)
-            queries = [Query(first + i, index) for i, index in enumerate(indices)]
+            queries = Queries(first, indices)
             if self.failure is None:
                 self.sut.submit(queries, self)
             if self.failure is not None:  # lost before, or while this was sent
@@ -238,6 +261,18 @@ class _Driver:
                 answers.append(lg.QuerySampleResponse(responses[completion.row], address, 4 * size, count))
             lg.QuerySamplesComplete(answers)
 
+    def complete_many(self, answers: Answers) -> None:
+        """See :class:`mlperf_exp.sut.base.Sink`."""
+        rows, data, offsets = answers
+        with self._answering:
+            fresh = self.records.claim_many(rows)
+            starts, sizes = data.ctypes.data + offsets[:-1], offsets[1:] - offsets[:-1]
+            if not fresh.all():
+                rows, starts, sizes = rows[fresh], starts[fresh], sizes[fresh]
+            responses = map(self.records.responses.__getitem__, rows.tolist())
+            made = map(lg.QuerySampleResponse, responses, starts.tolist(), sizes.tolist())
+            lg.QuerySamplesComplete(list(made))
+
     def failed(self, reason: str) -> None:
         """See :class:`mlperf_exp.sut.base.Sink`."""
         with self._failing:
@@ -246,5 +281,5 @@ class _Driver:
         self.complete([Completion(row, error=self.failure) for row in self.records.unfinished()])
 
 
-def _nothing(*_: object) -> None:
-    """LoadGen's callbacks that have nothing to do: samples stay in memory, and nothing is held back to flush."""
+def _nothing() -> None:
+    """LoadGen's callback to flush: nothing is held back."""

@@ -30,15 +30,16 @@ _RATES = {
 
 
 def performance_metrics(
-    config: Config, records: Records, loadgen: dict[str, Any], prompt_tokens: Sequence[int]
+    config: Config, records: Records, loadgen: dict[str, Any], prompt_tokens: Sequence[int] | None
 ) -> dict[str, float]:
     """The figures of a performance test: rates (1/s), latencies (ms), counts."""
     own = _own(records)
     metrics = {**own, **_from_loadgen(config, loadgen)}
     if config.scenario.target_qps is not None and config.scenario.name is not Scenario.offline:
         metrics["target_qps"] = config.scenario.target_qps
-    if records.issued:
-        metrics["prompt_tokens_mean"] = float(np.mean([prompt_tokens[i] for i in records.index]))
+    if records.issued and prompt_tokens is not None:
+        index = np.array(records.index[: records.issued], dtype=np.int64)
+        metrics["prompt_tokens_mean"] = float(np.asarray(prompt_tokens)[index].mean())
     for name in ("latency", "ttft"):
         if f"{name}_p99_ms" in own:
             metrics[f"sent_{name}_p99_ms"] = own[f"{name}_p99_ms"]  # from sending, beside LoadGen's from schedule
@@ -63,9 +64,10 @@ def _own(records: Records) -> dict[str, float]:
         return metrics
     span_s = (done[good].max() - issued.min()) / 1e9
     metrics["samples_per_second"] = float(good.sum() / span_s)
-    metrics["tokens_per_second"] = float(tokens[good].sum() / span_s)
-    metrics["output_tokens_mean"] = float(tokens[good].mean())
-    metrics["output_tokens"] = float(tokens[good].sum())
+    if tokens.any():  # else the system answers without tokens
+        metrics["tokens_per_second"] = float(tokens[good].sum() / span_s)
+        metrics["output_tokens_mean"] = float(tokens[good].mean())
+        metrics["output_tokens"] = float(tokens[good].sum())
     _distribution(metrics, "latency", (done - issued)[good] / 1e6)
     _distribution(metrics, "ttft", (first - issued)[good & (first > 0)] / 1e6)
     several = good & (first > 0) & (tokens > 1)
@@ -88,6 +90,8 @@ def _from_loadgen(config: Config, loadgen: dict[str, Any]) -> dict[str, float]:
     for name, (percentile_key, mean_key) in _LATENCIES.items():
         for short, percentile in _PERCENTILES.items():
             value = loadgen.get(percentile_key.format(percentile))
+            if name == "latency" and value is None:  # multi stream: of a query of several samples
+                value = loadgen.get(f"result_{percentile}_percentile_per_query_latency_ns")
             if isinstance(value, int | float):
                 metrics[f"{name}_{short}_ms"] = value / 1e6
         if isinstance(loadgen.get(mean_key), int | float):

@@ -5,12 +5,16 @@ All are frozen; units are in the names; times are ``time.perf_counter_ns`` unles
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from mlperf_exp.config import Config
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Query(NamedTuple):
@@ -21,6 +25,45 @@ class Query(NamedTuple):
 
     row: int
     sample: int
+
+
+class Queries(Sequence[Query]):
+    """Queries that LoadGen sent in one call: rows ``first``, ``first + 1``, ... ask for ``samples`` in turn.
+
+    A sequence of :class:`Query` for systems that take them one by one; the two fields for those that work on arrays.
+    """
+
+    __slots__ = ("first", "samples")
+
+    def __init__(self, first: int, samples: Sequence[int]) -> None:
+        self.first, self.samples = first, samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @overload
+    def __getitem__(self, place: int) -> Query: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Query]: ...
+    def __getitem__(self, place: int | slice) -> Query | list[Query]:
+        if isinstance(place, slice):
+            return [Query(self.first + i, self.samples[i]) for i in range(*place.indices(len(self)))]
+        at = range(len(self))[place]
+        return Query(self.first + at, self.samples[at])
+
+    def __iter__(self) -> Iterator[Query]:
+        return map(Query, range(self.first, self.first + len(self.samples)), self.samples)
+
+
+class Answers(NamedTuple):
+    """The ends of many queries at once, without tokens or errors: ``data`` holds the answers one after the other.
+
+    Query ``rows[i]`` gets bytes ``offsets[i]`` to ``offsets[i + 1]`` of ``data``, which is contiguous.
+    """
+
+    rows: NDArray[np.int64]
+    data: NDArray[Any]
+    offsets: NDArray[np.int64]
 
 
 class Completion(NamedTuple):
@@ -74,11 +117,13 @@ class Sample:
 class Score:
     """Accuracy over a whole data set.
 
-    ``metrics`` carries rouge1, rouge2, rougeL, rougeLsum (x 100, 4 decimals), gen_len (characters) and gen_num
-    (samples). ``notes`` says what makes the score not comparable with the reference's.
+    ``metrics`` carries, for texts, rouge1, rouge2, rougeL, rougeLsum (x 100, 4 decimals), gen_len (characters) and
+    gen_num (samples); for images top1, for questions f1 and exact_match (per cent). ``samples`` counts what was scored.
+    ``notes`` says what makes the score not comparable with the reference's.
     """
 
     metrics: dict[str, float]
+    samples: int
     notes: tuple[str, ...] = ()
 
 

@@ -9,8 +9,20 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from mlperf_exp.benchmarks import BENCHMARKS, bounds_ms
 from mlperf_exp.compliance import rules as compliance
-from mlperf_exp.config import Config, Device, Mode, OpenaiBackend, Scenario, SimulatedBackend, VllmBackend, Weights
+from mlperf_exp.config import (
+    READS,
+    RUNS,
+    Config,
+    Device,
+    Mode,
+    OpenaiBackend,
+    Scenario,
+    SimulatedBackend,
+    VllmBackend,
+    Weights,
+)
 from mlperf_exp.credentials import has_credentials
 from mlperf_exp.errors import UserError
 from mlperf_exp.memory import BYTES, GIB, Fit, fit
@@ -19,7 +31,6 @@ from mlperf_exp.network import NETWORKS
 from mlperf_exp.ranges import MAX_QUERIES, check_numbers
 
 MAX_QPS = 1e6
-BENCHMARKS = ("llama3_1-8b", "llama3_1-8b-edge")  # LoadGen's names of what this program can run
 _LARGE_GIB = 70.0  # vLLM's own line between small and large cards (EngineArgs.get_batch_defaults)
 EDGE_SCENARIOS = (Scenario.offline, Scenario.single_stream)
 
@@ -39,11 +50,13 @@ def make_plan(cfg: DictConfig, run_dir: Path) -> Plan:
         UserError: naming the key, what is wrong and the remedy.
     """
     config = typed(cfg)
+    _check_kinds(config)
     check_numbers(config)
     _check_load(config)
     _check_names(config)
     derived: list[Derived] = []
     warnings: list[str] = []
+    _bounds(config, derived)
     engine: dict[str, Any] = {}
     if isinstance(config.backend, VllmBackend):
         engine = _engine(config, derived, warnings)
@@ -87,6 +100,30 @@ def _unknown(cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, list[str]
             yield from _unknown(cfg[name], f"{key}.")
 
 
+def _check_kinds(config: Config) -> None:
+    """A model goes with data of its kind and with the backends that run its kind."""
+    model, dataset, backend = config.model, config.dataset, config.backend
+    if not isinstance(dataset, READS[type(model)]):
+        wanted = READS[type(model)].__name__.lower()
+        raise UserError(
+            "dataset",
+            f"{model.name} reads {wanted}, and {dataset.name} holds {type(dataset).__name__.lower()}",
+            "Leave out dataset= for the model's own, or choose another of its kind",
+        )
+    if not isinstance(model, RUNS[type(backend)]):
+        fitting = [kind.name for kind, kinds in RUNS.items() if type(model) in kinds]
+        raise UserError("backend", f"{backend.name} does not run {model.name}", f"Allowed: {', '.join(fitting)}")
+
+
+def _bounds(config: Config, derived: list[Derived]) -> None:
+    """MLPerf's bounds where the user set none, so that everything that follows finds them in one place."""
+    rules = config.scenario
+    for name, bound in bounds_ms(config.model.benchmark, rules.name).items():
+        if getattr(rules, f"{name}_ms") is None:
+            setattr(rules, f"{name}_ms", bound)
+            derived.append(Derived(f"scenario.{name}_ms", bound, f"MLPerf's bound for {config.model.benchmark}"))
+
+
 def _check_load(config: Config) -> None:
     rules = config.scenario
     if rules.target_qps is not None and not 0 < rules.target_qps <= MAX_QPS:
@@ -95,7 +132,7 @@ def _check_load(config: Config) -> None:
             f"{rules.target_qps:g} is no rate that can be offered",
             f"Give queries per second above 0 and at most {MAX_QPS:,.0f}",
         )
-    if rules.target_qps is None and rules.name is not Scenario.single_stream:
+    if rules.target_qps is None and rules.name not in (Scenario.single_stream, Scenario.multi_stream):
         raise UserError("scenario.target_qps", "is needed in this scenario", "Give the queries per second to offer")
     duration_queries = (rules.target_qps or 0) * rules.min_duration_s
     if duration_queries > MAX_QUERIES:
@@ -107,14 +144,16 @@ def _check_load(config: Config) -> None:
 
 
 def _check_names(config: Config) -> None:
-    if config.model.benchmark not in (None, *BENCHMARKS):
+    known = BENCHMARKS.get(config.model.benchmark or "")
+    if config.model.benchmark is not None and (known is None or not isinstance(config.model, known.kind)):
+        fitting = [name for name, it in BENCHMARKS.items() if isinstance(config.model, it.kind)]
         raise UserError(
             "model.benchmark",
-            f"LoadGen has no settings for '{config.model.benchmark}', and would take others without a word",
-            f"Give one of {', '.join(BENCHMARKS)}, or null for a model of no benchmark",
+            f"LoadGen has no settings of '{config.model.benchmark}' for it, and would take others without a word",
+            f"Give one of {', '.join(fitting)}, or null for a model of no benchmark",
         )
     _no_credentials("tracking.uri", config.tracking.uri, "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
-    if (config.model.benchmark or "").endswith("-edge") and config.scenario.name not in EDGE_SCENARIOS:
+    if known is not None and known.edge and config.scenario.name not in EDGE_SCENARIOS:
         raise UserError(
             "scenario",
             f"{config.scenario.name.name} is not run for {config.model.name}, an edge benchmark",
@@ -143,16 +182,16 @@ def _no_credentials(key: str, url: str, remedy: str) -> None:
 
 def _modes(config: Config, derived: list[Derived]) -> tuple[str, ...]:
     wanted = config.scenario.mode
-    scored = config.model.weights is not Weights.dummy and config.dataset.name != "synthetic"
+    scored = config.model.weights is not Weights.dummy and not config.dataset.synthetic
     scored = scored and not isinstance(config.backend, SimulatedBackend)
     if not scored and wanted is Mode.accuracy:
         raise UserError(
             "scenario.mode",
-            "accuracy cannot be measured with dummy weights, synthetic prompts or a simulated system",
+            "accuracy cannot be measured with dummy weights, synthetic data or a simulated system",
             "Use scenario.mode=performance, or real weights and a data set with references",
         )
     if not scored and wanted is Mode.both:
-        why = "dummy weights, synthetic prompts and a simulated system have no accuracy; the run cannot be valid"
+        why = "dummy weights, synthetic data and a simulated system have no accuracy; the run cannot be valid"
         derived.append(Derived("scenario.mode", "performance", why))
         wanted = Mode.performance
     return ("performance", "accuracy") if wanted is Mode.both else (wanted.value,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mlperf_exp.config import Config, Device
+from mlperf_exp.config import Config, Decoder, Device
 from mlperf_exp.errors import UserError
 
 MAX_QUERIES = 50_000_000  # LoadGen keeps each in memory
@@ -22,6 +22,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "scenario.stall_timeout_s": (_ABOVE_0, _ANY),
     "scenario.ttft_ms": (_ABOVE_0, _ANY),
     "scenario.tpot_ms": (_ABOVE_0, _ANY),
+    "scenario.latency_ms": (_ABOVE_0, _ANY),
     "scenario.latency_percentile": (_ABOVE_0, 100),
     "dataset.samples": (1, MAX_QUERIES),
     "dataset.mean_prompt_tokens": (1, _ANY),
@@ -29,6 +30,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "model.max_new_tokens": (1, 2**31),
     "model.min_new_tokens": (0, 2**31),
     "model.max_prompt_tokens": (1, 2**31),
+    "model.classes": (2, 2**20),
+    "model.image_size": (1, 4096),
+    "model.resize": (1, 8192),
+    "model.max_tokens": (8, 2**15),
+    "model.stride": (1, 2**15),
+    "model.max_question_tokens": (1, 2**15),
+    "model.max_answer_tokens": (1, 2**15),
+    "dataset.mean_tokens": (8, 2**15),
+    "dataset.sigma_tokens": (0, 3),
     "model.performance_samples": (1, MAX_QUERIES),
     "hw.nodes": (1, 2**20),
     "hw.gpus_per_node": (0, 2**10),
@@ -44,6 +54,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "backend.connect_timeout_s": (_ABOVE_0, _ANY),
     "backend.request_timeout_s": (_ABOVE_0, _ANY),
     "backend.idle_timeout_s": (_ABOVE_0, _ANY),
+    "backend.max_batch": (1, 2**16),
+    "backend.max_wait_ms": (0, 60_000),
+    "backend.in_flight": (1, 16),
+    "backend.threads": (1, 1024),
+    "backend.warmup_batches": (1, 1000),
     "backend.ttft_ms": (0, _ANY),
     "backend.tpot_ms": (0, _ANY),
     "backend.sigma": (0, 10),
@@ -70,5 +85,5 @@ def check_numbers(config: Config) -> None:
             raise UserError(key, f"{value:g} is out of range", f"Give a number {low}{high}")
     if config.hw.device is Device.cuda and config.hw.gpus_per_node < 1:
         raise UserError("hw.gpus_per_node", "is 0 on a machine with GPUs", "Give at least 1, or choose hw=cpu")
-    if config.model.min_new_tokens > config.model.max_new_tokens:
+    if isinstance(config.model, Decoder) and config.model.min_new_tokens > config.model.max_new_tokens:
         raise UserError("model.min_new_tokens", "is above model.max_new_tokens", "Give at most model.max_new_tokens")

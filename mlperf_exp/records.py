@@ -12,8 +12,13 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlperf_exp.messages import Completion
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,22 @@ class Records:
                 fresh.append(completion)
         return fresh
 
+    def claim_many(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Stamp the ends of ``rows`` (each at most once), as :meth:`claim` does; returns which were not finished."""
+        import numpy as np
+
+        now = time.perf_counter_ns()
+        with self._lock:
+            completed = np.frombuffer(self.completed_ns, dtype=np.int64)  # gone before the lock: an array lent out
+            fresh: NDArray[np.bool_] = completed[rows] == 0  # cannot grow
+            new = rows if fresh.all() else rows[fresh]
+            completed[new] = now
+            del completed
+            if len(new) < len(rows):
+                self.duplicates += sum(row not in self.errors for row in rows[~fresh].tolist())
+            self.finished.frombytes(new.tobytes())
+        return fresh
+
     def unfinished(self) -> list[int]:
         """The rows that were sent and have not ended."""
         with self._lock:
@@ -147,11 +168,11 @@ class Records:
             tpot_p99_ms=float(np.percentile(tpot, 99)) if len(tpot) else nan,
         )
 
-    def write_parquet(self, path: Path, prompt_tokens: Sequence[int]) -> None:
+    def write_parquet(self, path: Path, prompt_tokens: Sequence[int] | None) -> None:
         """Write a row a query: row, index, prompt_tokens, tokens, issued_s, ttft_ms, latency_ms, tpot_ms, error.
 
         ``issued_s`` counts from the first query; latencies count from sending; null where there is none.
-        ``prompt_tokens[i]`` is the prompt's length of sample ``i``.
+        ``prompt_tokens[i]`` is the prompt's length of sample ``i``; None leaves the column out.
         """
         import numpy as np
         import pyarrow as pa
@@ -168,11 +189,13 @@ class Records:
         started = (first > 0) & ~failed
         several = ended & started & (tokens > 1)
         start = issued[0] if count else 0
+        index = np.array(self.index[:count], dtype=np.int64)
+        lengths = {} if prompt_tokens is None else {"prompt_tokens": np.asarray(prompt_tokens, dtype=np.int64)[index]}
         with np.errstate(divide="ignore", invalid="ignore"):
             columns = {
                 "row": pa.array(np.arange(count)),
-                "index": pa.array(np.array(self.index[:count], dtype=np.int64)),
-                "prompt_tokens": pa.array(np.array([prompt_tokens[i] for i in self.index[:count]], dtype=np.int64)),
+                "index": pa.array(index),
+                **{name: pa.array(values) for name, values in lengths.items()},
                 "tokens": pa.array(tokens),
                 "issued_s": pa.array((issued - start) / 1e9),
                 "ttft_ms": pa.array((first - issued) / 1e6, mask=~started),

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 
 from mlperf_exp import cli, inputs
 from mlperf_exp.errors import UserError
+from mlperf_exp.kinds.decoder import RougeScorer
 from mlperf_exp.loadgen import settings
 from mlperf_exp.messages import Plan
 from mlperf_exp.plan import make_plan
@@ -58,10 +59,10 @@ def test_the_tiny_model_and_its_articles_need_nothing() -> None:
     assert found.model is not None and (found.model / "model.safetensors").exists()
     assert len(found.samples) >= 64
     assert found.prompt_tokens == [len(sample.tokens) for sample in found.samples]
-    assert found.decode is not None
+    assert isinstance(found.scorer, RougeScorer)
     first = found.samples[0]
     assert first.tokens[0] == 0, "the begin-of-text token"
-    assert "Summary:" in found.decode([list(first.tokens)])[0]
+    assert "Summary:" in found.scorer.decode([list(first.tokens)])[0]
 
 
 @pytest.mark.parametrize("piece", ["config.json", "model.safetensors", "tokenizer.json"])

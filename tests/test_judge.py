@@ -46,7 +46,7 @@ def measure(folder: Path, *overrides: str) -> Measurement:
              "compliance=on", "progress=false"]  # fmt: skip
     it = plan(*words, *overrides, folder=folder)
     with Progress(it) as progress:
-        return bench(it, Inputs(None, [Sample((1,), "")] * 64, None), progress)
+        return bench(it, Inputs(None, [Sample((1,), "")] * 64, None, [1] * 64), progress)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,8 @@ def lost(tmp_path_factory: pytest.TempPathFactory) -> Measurement:
 def score(model: str = "llama3_8b", **changed: float) -> Score:
     samples, *rouge, least, most = TARGETS[model]
     values = (samples, *rouge, (least + most) // 2)
-    return Score({**dict(zip(NAMES, map(float, values), strict=True)), **changed})
+    metrics = {**dict(zip(NAMES, map(float, values), strict=True)), **changed}
+    return Score(metrics, int(metrics["gen_num"]))
 
 
 def verdict(measurement: Measurement, *overrides: str, scored: Score | None = None) -> Verdict:

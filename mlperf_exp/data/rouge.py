@@ -79,7 +79,7 @@ def score(
     }
     metrics["gen_len"] = sum(characters for _, characters in results)
     metrics["gen_num"] = total
-    return Score(metrics, tuple(notes))
+    return Score(metrics, total, tuple(notes))
 
 
 def accuracy_text(score: Score) -> str:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from mlperf_exp.judge import MIN_DURATION_S
+from mlperf_exp.accuracy import FIGURES
+from mlperf_exp.benchmarks import MIN_DURATION_S
 from mlperf_exp.report.text import MISSING, duration, figure, number, plain
 
 PHASES = {
@@ -226,20 +227,30 @@ def _judgement(result: Mapping[str, Any]) -> Judgement:
 def _key_figures(result: Mapping[str, Any]) -> tuple[Row, ...]:
     metrics, rules = part(result, "metrics"), part(result, "plan", "config", "scenario")
     percentile = f"p{(number(rules.get('latency_percentile')) or 99.0):g}"
+    tokens = _gives_tokens(result)
     rows = []
-    for name, key in (("TTFT", "ttft"), ("TPOT", "tpot")):
+    for name, key in (("TTFT", "ttft"), ("TPOT", "tpot"), ("Latency", "latency")):
         value, bound = metrics.get(f"{key}_{percentile}_ms"), rules.get(f"{key}_ms")
+        if key != "latency" and not tokens and number(value) is None:
+            continue  # the system answers without tokens
         shown = "no bound" if number(bound) is None else f"≤ {figure(bound, 'ms')}"
         rows.append(Row(f"{name} {percentile}", figure(value, "ms"), shown, at_most(value, bound)))
-    rows.append(Row(f"Latency {percentile}", figure(metrics.get(f"latency_{percentile}_ms"), "ms")))
     rate = number(metrics.get("target_qps"))
     offered = "no bound" if rate is None else f"target rate {figure(rate, 'queries/s')}"
     rows.append(Row("Samples per second", figure(metrics.get("samples_per_second"), "samples/s"), offered))
-    rows.append(Row("Tokens per second", figure(metrics.get("tokens_per_second"), "tokens/s")))
+    if tokens:
+        rows.append(Row("Tokens per second", figure(metrics.get("tokens_per_second"), "tokens/s")))
     rows.append(Row("Queries", figure(metrics.get("queries", part(result, "tests", "performance").get("completed")))))
     errors = metrics.get("errors", part(result, "tests", "performance").get("errors"))
     rows.append(Row("Errors", figure(errors), "none allowed", at_most(errors, 0)))
     return tuple(rows)
+
+
+def _gives_tokens(result: Mapping[str, Any]) -> bool:
+    """Whether the model answers token by token; where the result does not say it, yes."""
+    model = part(result, "plan", "config", "model")
+    measured = number(part(result, "metrics").get("tokens_per_second"))
+    return measured is not None or not model or "max_new_tokens" in model
 
 
 def _honest(result: Mapping[str, Any]) -> Honest:
@@ -267,16 +278,16 @@ def _honest(result: Mapping[str, Any]) -> Honest:
 def _accuracy(result: Mapping[str, Any]) -> Accuracy:
     metrics, verdict = part(result, "metrics"), part(result, "verdict", "accuracy")
     target = {**part(result, "plan", "config", "model", "target"), **part(verdict, "targets")}
+    least, most = part(target, "minimum"), part(target, "maximum")
     notes = tuple(plain(note) for note in items(verdict.get("notes")))
-    known = any(number(metrics.get(key)) is not None for key in ("rouge1", "gen_len"))
-    if verdict.get("measured") is not True and not known:
+    shown = [key for key in FIGURES if number(metrics.get(key)) is not None or key in least or key in most]
+    if verdict.get("measured") is not True and not any(number(metrics.get(key)) is not None for key in shown):
         return Accuracy("No accuracy was measured; a run without it is never called valid.", (), notes)
-    rouge = (("rouge1", "ROUGE-1"), ("rouge2", "ROUGE-2"), ("rougeL", "ROUGE-L"), ("rougeLsum", "ROUGE-Lsum"))
-    rows = [_target(name, metrics.get(key), target.get(key), None, ".4f") for key, name in rouge]
-    low, high = target.get("gen_len_min"), target.get("gen_len_max")
-    rows.append(_target("GEN_LEN (characters)", metrics.get("gen_len"), low, high, ",.0f"))
+    rows = [
+        _target(FIGURES[key].label, metrics.get(key), least.get(key), most.get(key), FIGURES[key].form) for key in shown
+    ]
     count = target.get("samples")
-    rows.append(_target("Samples scored", metrics.get("gen_num"), count, count, ",.0f"))
+    rows.append(_target("Samples scored", verdict.get("samples", metrics.get("gen_num")), count, count, ",.0f"))
     passed = verdict.get("passed")
     if isinstance(passed, bool):
         state = f"The accuracy {'reaches' if passed else 'does not reach'} its targets."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlperf_exp.config import OpenaiBackend, SimulatedBackend, VllmBackend
-from mlperf_exp.inputs import tokenizer
+from mlperf_exp.kinds.decoder import tokenizer
 from mlperf_exp.messages import Plan
 from mlperf_exp.sut.base import SystemUnderTest
 

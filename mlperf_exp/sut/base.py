@@ -7,9 +7,9 @@ a system does may hang or crash LoadGen: every submitted query is completed exac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from mlperf_exp.messages import Completion, Query, Sample
+from mlperf_exp.messages import Answers, Completion, Query
 
 
 class Sink(Protocol):
@@ -21,6 +21,9 @@ class Sink(Protocol):
     def complete(self, completions: Sequence[Completion]) -> None:
         """These queries are finished now; a second completion of a query is counted and ignored."""
 
+    def complete_many(self, answers: Answers) -> None:
+        """As :meth:`complete`, for many queries whose answers lie in one array; for tens of thousands a second."""
+
     def failed(self, reason: str) -> None:
         """The whole system is lost: all that is outstanding ends with this error and the run as failed."""
 
@@ -28,8 +31,10 @@ class Sink(Protocol):
 class SystemUnderTest(Protocol):
     """A system that LoadGen can load."""
 
-    def start(self, samples: Sequence[Sample]) -> dict[str, float]:
+    def start(self, samples: Sequence[Any]) -> dict[str, float]:
         """Load, compile and warm up; return the seconds of each phase, such as ``{"start_s": 31.2}``.
+
+        ``samples`` are of the model's kind, such as :class:`mlperf_exp.messages.Sample` for texts.
 
         Raises:
             UserError: the system cannot start because of what the user asked for.
@@ -48,3 +53,14 @@ class SystemUnderTest(Protocol):
 
     def stop(self) -> None:
         """Release everything; works after a failed start, and twice."""
+
+
+@runtime_checkable
+class HoldsSamples(Protocol):
+    """A system that LoadGen tells which samples come next, outside of the timed part."""
+
+    def load(self, samples: Sequence[int]) -> None:
+        """Bring these samples, by their places in the data set, into memory. Called from LoadGen's thread."""
+
+    def unload(self, samples: Sequence[int]) -> None:
+        """These are not asked for any more."""

@@ -26,7 +26,7 @@ from typing import Any
 
 from mlperf_exp.config import Device, VllmBackend
 from mlperf_exp.errors import Interrupted, RunFailed
-from mlperf_exp.messages import Completion, Plan, Query, Sample
+from mlperf_exp.messages import Answers, Completion, Plan, Query, Sample
 from mlperf_exp.sut.base import Sink
 from mlperf_exp.sut.reaper import Reaper
 
@@ -234,6 +234,9 @@ class _WarmUp:
 
     def complete(self, completions: Sequence[Completion]) -> None:
         self.error = self.error or next((c.error for c in completions if c.error), None)
+
+    def complete_many(self, answers: Answers) -> None:
+        pass
 
     def failed(self, reason: str) -> None:
         self.error = self.error or reason
