@@ -253,7 +253,7 @@ def test_the_checker_reads_the_accuracy_line(untrained: None) -> None:
 def test_numpys_numbers_become_plain_ones() -> None:
     metrics: dict[str, float] = {name: np.float64(38.7792) for name in TYPES}
     metrics |= {"gen_len": np.int64(8167644), "gen_num": 13368.0}  # type: ignore[dict-item]
-    assert accuracy_text(Score(metrics)) == (
+    assert accuracy_text(Score(metrics, 1)) == (
         "{'rouge1': '38.7792', 'rouge2': '38.7792', 'rougeL': '38.7792', 'rougeLsum': '38.7792', "
         "'gen_len': 8167644, 'gen_num': 13368}"
     )
