@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlperf_exp import cli
-from mlperf_exp.config import BACKENDS, Config
+from mlperf_exp.config import BACKENDS, DATASETS, MODELS, Config, ExtractiveQa, ImageClassifier, Images, Questions
 from mlperf_exp.errors import UserError
 from mlperf_exp.hashes import PARTS, Part, data_hash, engine_hash, leaves, plan_hash, weights_identity
 from mlperf_exp.inputs import Inputs
@@ -46,6 +46,10 @@ def configs() -> list[Config]:
     for name, schema in BACKENDS.items():
         backend = schema(**({"urls": ["http://a:1"]} if name == "openai" else {}))
         made.append(replace(base, backend=backend))
+    classifier = ImageClassifier(name="c", path="c", network="resnet50")
+    made.append(replace(base, model=classifier, dataset=Images(name="i")))
+    encoder = ExtractiveQa(name="e", path="e", layers=1, hidden_size=1, intermediate_size=1, heads=1)
+    made.append(replace(base, model=encoder, dataset=Questions(name="q")))
     return made
 
 
@@ -61,8 +65,9 @@ def schema_keys(kind: Any, prefix: str = "") -> Iterator[str]:
 
 
 def all_keys() -> set[str]:
-    keys = set(schema_keys(Config)) - {"backend"}
-    return keys.union(*(schema_keys(kind, "backend.") for kind in BACKENDS.values()))
+    groups = {"backend": BACKENDS, "model": MODELS, "dataset": DATASETS}
+    keys = set(schema_keys(Config)) - set(groups)
+    return keys.union(*(schema_keys(kind, f"{name}.") for name, kinds in groups.items() for kind in kinds.values()))
 
 
 def test_every_key_of_the_schema_is_classified_and_no_other() -> None:

@@ -44,7 +44,7 @@ class SystemUnderTest(Protocol):
     def submit(self, queries: Sequence[Query], sink: Sink) -> None:
         """Take the queries and return at once; never raises. Called from LoadGen's thread."""
 
-    def reset(self, samples: Sequence[Sample]) -> None:
+    def reset(self, samples: Sequence[Any]) -> None:
         """Make the started system, on which nothing is outstanding, as after its start: caches empty, these samples.
 
         Raises:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
-class FusedConv(nn.Module):
+class FusedConv(nn.Module):  # type: ignore[misc]
     """``relu(conv(x) + other)``, each part optional, in one kernel where the device has one."""
 
     def __init__(self, conv: nn.Conv2d, relu: bool) -> None:
