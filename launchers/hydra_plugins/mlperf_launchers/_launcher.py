@@ -2,7 +2,7 @@
 
 A launcher is then a module of a few lines, ``x.py``, without a leading underscore so that Hydra finds it:
 
-    ConfigStore.instance().store(group="hydra/launcher", name="x", node=preset(XLauncherConf), package="hydra", ...)
+    ConfigStore.instance().store(group="hydra/launcher", name="x", node=XLauncherConf, provider="mlperf_launchers")
 
     class XLauncher(RemoteLauncher):
         name = "x"
@@ -13,21 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hydra.core.config_store import ConfigStore
 from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, RunMode, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
-
-
-def register(name: str, conf: type) -> None:
-    """Make ``hydra/launcher=NAME`` known. It sets ``hydra.mode`` too: without ``-m`` Hydra would ignore a launcher."""
-    node = OmegaConf.create({"mode": RunMode.MULTIRUN, "launcher": OmegaConf.structured(conf)})
-    ConfigStore.instance().store(
-        group="hydra/launcher", name=name, node=node, package="hydra", provider="mlperf_launchers"
-    )
 
 
 class RemoteLauncher(Launcher):

@@ -1,8 +1,8 @@
 """``jobs.json`` in a sweep's folder: every job and every attempt, with the system's name for it.
 
 It is written before anything is awaited. From it alone another process can list, attach or cancel (``python -m
-mlperf_exp.jobs``). One process at a time drives a sweep: it holds a lock on ``jobs.lock``. Whoever wants it to stop leaves
-``jobs.cancel`` there.
+mlperf_exp.jobs``). One process at a time drives a sweep: it holds a lock on ``jobs.lock``. Whoever wants it to stop
+leaves ``jobs.cancel`` there.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from hydra.types import RunMode
 from hydra_plugins.mlperf_launchers._config import LauncherConf
 
 
@@ -47,6 +48,8 @@ class Retries:
 class RemoteLauncherConf(LauncherConf):
     """What every launcher to other machines understands."""
 
+    # conf/config.yaml makes this hydra.mode: without it Hydra would ignore a launcher where no -m is given.
+    mode: RunMode = RunMode.MULTIRUN
     max_parallel: int = 32  # jobs in the system's queue at a time, running or not
     resources: Resources = field(default_factory=Resources)
     run_on: RunOn | None = None  # None: each for training on several nodes, first for all else

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from hydra_plugins.mlperf_launchers._launcher import RemoteLauncher, register
+from hydra.core.config_store import ConfigStore
+from hydra_plugins.mlperf_launchers._launcher import RemoteLauncher
 from hydra_plugins.mlperf_launchers._slurm_config import SlurmLauncherConf
 
-register("slurm", SlurmLauncherConf)
+ConfigStore.instance().store(group="hydra/launcher", name="slurm", node=SlurmLauncherConf, provider="mlperf_launchers")
 
 
 class SlurmLauncher(RemoteLauncher):
