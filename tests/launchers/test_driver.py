@@ -81,8 +81,8 @@ class Sweep:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hydra_plugins.mlperf_launchers._driver._BACKOFF_S", (0.1,))
-    monkeypatch.setattr("hydra_plugins.mlperf_launchers._track.SETTLE_S", 1.0)
-    monkeypatch.setattr("hydra_plugins.mlperf_launchers._track.CANCEL_S", 2.0)
+    monkeypatch.setattr("hydra_plugins.mlperf_launchers._track.SETTLE_S", 60.0)
+    monkeypatch.setattr("hydra_plugins.mlperf_launchers._track.CANCEL_S", 6.0)
 
 
 def test_results_are_in_order_and_no_loss_hides_another(tmp_path: Path) -> None:
@@ -110,7 +110,8 @@ def test_the_nodes_own_word_stands_over_the_systems(tmp_path: Path) -> None:
     assert sweep.errors() == [""]
 
 
-def test_a_success_without_a_status_is_a_failure(tmp_path: Path) -> None:
+def test_a_success_without_a_status_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hydra_plugins.mlperf_launchers._track.SETTLE_S", 0.5)
     sweep = Sweep(tmp_path, ["fine"])
     sweep.cluster.held.add("0")
     sweep.cluster.script["0"] = [State(Kind.running), State(Kind.succeeded)]
@@ -123,7 +124,7 @@ def test_a_success_without_a_status_is_a_failure(tmp_path: Path) -> None:
 def test_faults_of_machines_are_tried_again_in_a_folder_of_their_own(tmp_path: Path, kind: Kind) -> None:
     sweep = Sweep(tmp_path, ["fine"])
     sweep.cluster.held.add("0")
-    sweep.cluster.script["0"] = [State(Kind.running), State(kind, "the machine's fault")]
+    sweep.cluster.script["0"] = [State(Kind.queued), State(kind, "the machine's fault")]
     [outcome] = sweep.run()
     assert outcome.error is None
     assert outcome.folder == tmp_path / "0.attempt_2"
