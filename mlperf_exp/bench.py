@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlperf_exp import loadgen
+from mlperf_exp.client import client_metrics
 from mlperf_exp.compliance import session
 from mlperf_exp.errors import Interrupted, RunFailed
 from mlperf_exp.files import write_atomic
@@ -168,6 +169,7 @@ def _test(
     logged = read_detail_log(log_dir) if outcome.finished else {}
     if mode == "performance":
         metrics |= performance_metrics(plan.config, records, logged, inputs.prompt_tokens)
+        metrics |= client_metrics(records, logged, outcome.cost)
         phases |= load_phases(records)
     else:
         phases["accuracy_s"] = outcome.wall_s

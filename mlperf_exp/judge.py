@@ -7,6 +7,7 @@ from typing import Any
 
 from mlperf_exp.accuracy import figure
 from mlperf_exp.benchmarks import BENCHMARKS, MIN_DURATION_S, bounds_ms
+from mlperf_exp.client import bottleneck, dominant
 from mlperf_exp.compliance import rules as compliance
 from mlperf_exp.config import (
     AccuracyTarget,
@@ -25,11 +26,15 @@ BOUNDED = {"ttft": "TTFT", "tpot": "TPOT", "latency": "latency"}  # what a scena
 def judge(plan: Plan, measurement: Measurement) -> Verdict:
     """Decide whether the run is valid by MLPerf's rules; a run that measured no accuracy never is."""
     tests = {test.mode: test for test in measurement.tests}
+    performance = list(_performance(plan, measurement, tests.get("performance")))
+    harness = bottleneck(measurement.metrics)
+    blamed = harness is not None and _late(plan, measurement) and dominant(measurement.metrics)
     accuracy, accuracy_reasons = _accuracy(plan, measurement)
     reasons = [
         *_broken(measurement),
         *_system(plan),
-        *_performance(plan, measurement, tests.get("performance")),
+        *performance,
+        *((harness,) if harness and blamed else ()),
         *_load(plan),
         *accuracy_reasons,
         *_division(plan),
@@ -42,7 +47,13 @@ def judge(plan: Plan, measurement: Measurement) -> Verdict:
         reasons=tuple(reasons),
         accuracy=accuracy,
         compliance=compliance.facts(measurement),
-        warnings=(*plan.warnings, *measurement.warnings, *notes, *missed),
+        warnings=(
+            *plan.warnings,
+            *measurement.warnings,
+            *((harness,) if harness and not blamed else ()),
+            *notes,
+            *missed,
+        ),
     )
 
 
@@ -56,6 +67,11 @@ def _system(plan: Plan) -> Iterator[str]:
         yield "The system is simulated: its figures are the harness's only; use backend=vllm or backend=openai."
     elif plan.config.model.weights is Weights.dummy:
         yield "The weights are dummies, good for speed only: give the real ones with model.path."
+
+
+def _late(plan: Plan, measurement: Measurement) -> bool:
+    bounds = {name: getattr(plan.config.scenario, f"{name}_ms") for name in BOUNDED}
+    return any(bound and measurement.metrics.get(f"{name}_p99_ms", 0.0) > bound for name, bound in bounds.items())
 
 
 def _performance(plan: Plan, measurement: Measurement, test: Test | None) -> Iterator[str]:

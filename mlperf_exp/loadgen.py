@@ -18,6 +18,7 @@ from pathlib import Path
 import mlperf_loadgen as lg
 
 from mlperf_exp.benchmarks import bounds_ms
+from mlperf_exp.client import Cost, Meter
 from mlperf_exp.config import Scenario
 from mlperf_exp.errors import Interrupted, RunFailed
 from mlperf_exp.files import write_atomic
@@ -45,6 +46,7 @@ class Outcome:
     finished: bool
     failure: str | None
     interrupted: bool
+    cost: Cost  # what the harness itself took
 
 
 def settings(plan: Plan, mode: str, total_samples: int) -> tuple[lg.TestSettings, str]:
@@ -119,6 +121,7 @@ def run_test(
     gc.unfreeze()  # of an earlier test in this process
     gc.collect()
     gc.freeze()  # what lives by now stays: the collector's pauses would stand in the latencies
+    meter = Meter(sut)
     began = time.perf_counter()
     thread.start()
     interrupted = _watch(driver, thread, plan.config.scenario.stall_timeout_s, on_live, interval_s)
@@ -129,7 +132,9 @@ def run_test(
     failure = driver.failure
     if failure is None and driver.crashed:
         failure = driver.crashed
-    return Outcome(driver.records, time.perf_counter() - began, finished, failure, interrupted)
+    wall_s = time.perf_counter() - began
+    cost = meter.stop({thread.name: driver.cpu_s})
+    return Outcome(driver.records, wall_s, finished, failure, interrupted, cost)
 
 
 def _watch(
@@ -180,6 +185,7 @@ class _Driver:
         self.crashed: str | None = None
         self.closed = False  # the test was left behind: what LoadGen still issues is answered, not recorded
         self.ended = threading.Event()
+        self.cpu_s = 0.0  # that LoadGen's thread took
         self._failing = threading.Lock()
         self._answering = threading.Lock()  # LoadGen frees a response at its end: no first token may come after it
 
@@ -202,6 +208,7 @@ class _Driver:
         except Exception as error:  # LoadGen's own failures: its thread must not end in silence
             self.crashed = f"LoadGen failed: {error}"
         finally:
+            self.cpu_s = time.thread_time()
             self.ended.set()
 
     def _load(self, indices: list[int]) -> None:

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
+from mlperf_exp.client import Lag
 from mlperf_exp.config import OpenaiBackend
 from mlperf_exp.errors import UserError
 from mlperf_exp.messages import Completion, Query, Sample
@@ -73,6 +74,7 @@ class OpenAI:
         self._dispatcher: Dispatcher | None = None
 
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.lag = Lag()
         self._thread: threading.Thread | None = None
 
     def start(self, samples: Sequence[Sample]) -> dict[str, float]:
@@ -93,6 +95,7 @@ class OpenAI:
         except BaseException:
             self.stop()
             raise
+        self._loop.call_soon_threadsafe(self.lag.watch, self._loop)
         with self._lock:
             self._accepting = True
         return {"start_s": checked - began, "warmup_s": time.perf_counter() - checked}

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mlperf_exp.client import Lag
 from mlperf_exp.config import SimulatedBackend
 from mlperf_exp.messages import Completion, Query, Sample
 from mlperf_exp.sut.base import Sink
@@ -40,6 +41,7 @@ class Simulated:
         self._wake = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self.lag = Lag()
 
     def latencies_ns(self, row: int) -> tuple[int, int]:
         """The modelled time to first token and latency of a row, in nanoseconds."""
@@ -97,6 +99,7 @@ class Simulated:
                 sink.complete([Completion(row, error="stopped")])
 
     def _answer_due(self, events: list[tuple[int, int, int, int, Sink]], now: int) -> None:
+        self.lag.note((now - events[0][0]) / 1e9)
         first: dict[Sink, list[int]] = {}
         done: dict[Sink, list[Completion]] = {}
         while events and events[0][0] <= now:

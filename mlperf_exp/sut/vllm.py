@@ -24,6 +24,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
+from mlperf_exp.client import Lag
 from mlperf_exp.config import Device, VllmBackend
 from mlperf_exp.errors import Interrupted, RunFailed
 from mlperf_exp.messages import Answers, Completion, Plan, Query, Sample
@@ -42,6 +43,7 @@ class Vllm:
         self._plan, self._backend, self._model = plan, plan.config.backend, model
         self._log = plan.run_dir / "engine.log"
         self._loop = asyncio.new_event_loop()
+        self.lag = Lag()
         self._thread: threading.Thread | None = None
         self._starting: concurrent.futures.Future[None] | None = None
         self._abandoned = False
@@ -159,6 +161,7 @@ class Vllm:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, int(self._plan.config.hw.memory_gib))))
 
     async def _warm_up(self) -> None:
+        self.lag.watch(self._loop)
         sink = _WarmUp()
         longest = sorted(self._prompts, key=len)[-self._backend.warmup_queries :]
         await asyncio.gather(*(self._answer(Query(i, -1), prompt, sink) for i, prompt in enumerate(longest)))
