@@ -7,11 +7,12 @@ ARGS   ?=
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help python setup setup-dev demo test lint ui clean distclean
+.PHONY: help python setup setup-dev demo test test-clusters lint ui clean distclean
 
 help:
 	@echo 'make demo   set up .venv, run the quick start        (ARGS="scenario.target_qps=2" overrides its configuration)'
 	@echo 'make test   set up .venv, run the checks and all tests (ARGS="-k judge" chooses tests)'
+	@echo 'make test-clusters  the tests against a real Kubernetes control plane, as root; builds it once (Debian 12)'
 	@echo 'make lint   ruff and mypy'
 	@echo 'make ui     MLflow on http://127.0.0.1:$(PORT)'
 	@echo 'make clean  remove caches and builds; make distclean removes .venv too; outputs/ is never removed'
@@ -35,6 +36,11 @@ demo: setup
 
 test: lint
 	@$(BIN)/python -m pytest $(ARGS)
+
+# Programs are built once into the user's cache folder; a file's tests share one cluster.
+test-clusters: setup-dev
+	@tests/clusters/k8s_build.sh
+	@MLPERF_TEST_CLUSTERS=1 $(BIN)/python -m pytest -n 0 tests/clusters $(ARGS)
 
 lint: setup-dev
 	@$(BIN)/ruff check .
