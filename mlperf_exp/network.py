@@ -81,10 +81,10 @@ NETWORKS = {
 }
 
 
-def environment(hw: Hardware) -> dict[str, str]:
-    """NCCL's settings for a job over the profile's nodes; empty for one node, and where NCCL's own choice is good."""
-    network = NETWORKS.get(hw.network or "")
-    return dict(network.env) if network is not None and hw.nodes > 1 else {}
+def environment(name: str | None, nodes: int) -> dict[str, str]:
+    """NCCL's settings for a job over several nodes of ``hw.network``; empty where NCCL's own choice is good."""
+    network = NETWORKS.get(name or "")
+    return dict(network.env) if network is not None and nodes > 1 else {}
 
 
 def logging(run_dir: Path) -> dict[str, str]:

@@ -99,11 +99,11 @@ def test_a_log_that_says_nothing_fails_the_run(tmp_path: Path, logs: tuple[str, 
 @pytest.mark.parametrize("hw", [profile("gpudirect_tcpx", nodes=1), profile("ethernet"), profile(None)])
 def test_nothing_is_asked_of_one_node_or_of_a_plain_network(tmp_path: Path, hw: Hardware) -> None:
     assert verify(written(tmp_path, SOCKET), hw) == ("Socket",)
-    assert environment(hw) == {}
+    assert environment(hw.network, hw.nodes) == {}
 
 
 def test_tcpx_settings_name_five_interfaces_and_are_all_text() -> None:
-    settings = environment(profile("gpudirect_tcpx"))
+    settings = environment("gpudirect_tcpx", 2)
     assert settings["NCCL_GPUDIRECTTCPX_SOCKET_IFNAME"] == "eth1,eth2,eth3,eth4"
     assert settings["NCCL_SOCKET_IFNAME"] == settings["NCCL_GPUDIRECTTCPX_CTRL_DEV"] == "eth0"
     for binding in ("TX", "RX"):
