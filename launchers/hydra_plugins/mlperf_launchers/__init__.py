@@ -7,6 +7,10 @@
     _process.py     a job's process as seen from the launcher: its output, its end
     _summary.py     the table at the end of a sweep
 
+    kubernetes.py   each job a Job of Kubernetes                   -> _kubernetes.py
+    _kubernetes_*   its keys (config), manifests (manifest, gke for GPUDirect-TCPX, overlay for the user's patch), what
+                    its objects say (state), logs (log), checks beforehand (preflight, room), the API client (api)
+
 ``hydra_plugins`` itself is a namespace package and must have no ``__init__.py``. Hydra imports every module here whose
 name has no leading underscore whenever it composes a configuration, so those import nothing heavy.
 """
