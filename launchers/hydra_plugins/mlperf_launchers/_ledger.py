@@ -69,6 +69,8 @@ class Ledger:
     def __init__(self, folder: Path, launcher: str, settings: Mapping[str, Any], entries: list[Entry]) -> None:
         self.folder, self.launcher, self.settings, self.entries = folder.absolute(), launcher, dict(settings), entries
         self.sweep = secrets.token_hex(4)
+        self.cwd = str(Path.cwd())
+        self._command = ["python", *sys.orig_argv[1:]]
         self._created_at = now()
 
     @classmethod
@@ -83,6 +85,7 @@ class Ledger:
             entries = [_entry(item) for item in data["jobs"]]
             ledger = cls(folder, data["launcher"], data["settings"], entries)
             ledger.sweep, ledger._created_at = data["sweep"], data["created_at"]
+            ledger.cwd, ledger._command = data["cwd"], data["command"]
         except FileNotFoundError:
             raise UserError(
                 "FOLDER",
@@ -118,7 +121,8 @@ class Ledger:
                 "schema": 1,
                 "sweep": self.sweep,
                 "launcher": self.launcher,
-                "command": ["python", *sys.orig_argv[1:]],
+                "command": self._command,
+                "cwd": self.cwd,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "created_at": self._created_at,

@@ -16,11 +16,12 @@ class SlurmBackend:
     qos: str | None = None
     constraint: str | None = None
     exclude: str | None = None  # nodes
-    exclusive: bool = False
+    exclusive: bool = True  # whole nodes: a neighbour would disturb what is measured
     gres: str | None = None  # None: gpu:TYPE:COUNT from resources
     sbatch: list[str] = field(default_factory=list)  # more options of sbatch, each one word: --mail-type=END
     srun: list[str] = field(default_factory=list)  # more options of srun: --container-image=...
-    setup: list[str] = field(default_factory=list)  # shell lines on each first node, before the job: module load ...
+    setup: list[str] = field(default_factory=list)  # lines of the batch script before the job: module load cuda
+    local_paths: bool = False  # data and weights are on the nodes' own disks: do not look for them here
 
 
 @dataclass
