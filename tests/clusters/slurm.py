@@ -3,8 +3,8 @@
     python tests/clusters/slurm.py up FOLDER [PREFIX SUBNET]      # then: export SLURM_CONF=FOLDER/slurm.conf
     python tests/clusters/slurm.py down FOLDER
 
-munge, MariaDB, slurmdbd, slurmctld and a slurmd a host, all with files, ports and sockets of their own in ``FOLDER``, so
-that several live side by side, also with a Slurm of the machine's own. Where Debian's packages are missing and this is
+munge, MariaDB, slurmdbd, slurmctld and a slurmd a host, all with files, ports and sockets of their own in ``FOLDER``:
+several live side by side, also with a Slurm of the machine's own. Where Debian's packages are missing and this is
 root on Debian, they are installed.
 """
 

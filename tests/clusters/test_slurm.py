@@ -1,0 +1,341 @@
+"""The launcher ``slurm`` on a real Slurm of two hosts: what jobs get, and what happens when parts of the cluster fail.
+
+Jobs are small applications of Hydra, so that a test takes seconds; one is a whole run of mlperf_exp.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clusters.slurm import Slurm, missing
+
+APP = """
+import json, os, socket, sys, time
+from pathlib import Path
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+
+@hydra.main(version_base="1.3", config_path=None)
+def main(cfg):
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "EXTRA", "TOKEN", "CUDA_VISIBLE_DEVICES")
+    seen = {name: os.environ.get(name) for name in names}
+    seen |= {"act": cfg.act, "host": socket.gethostname(), "num": HydraConfig.get().job.num}
+    rank = os.environ.get("RANK", "0")
+    (folder / f"seen.{rank}.json").write_text(json.dumps(seen))
+    print(f"I am {cfg.act}", flush=True)
+    if cfg.act == "sleep":
+        try:
+            time.sleep(300)
+        except KeyboardInterrupt:
+            (folder / "kept").touch()
+            sys.exit(130)
+    if cfg.act == "brief":
+        time.sleep(8)
+    if cfg.act == "fail":
+        for i in range(50):
+            print(f"line {i}")
+        sys.exit(1)
+    if cfg.act == "again" and "attempt_2" not in str(folder):
+        sys.exit(75)
+    if cfg.act == "fill":
+        with (folder / "data").open("wb") as file:
+            for _ in range(64):
+                file.write(bytes(1 << 20))
+    return {"act": cfg.act, "host": socket.gethostname()}
+
+
+main()
+"""
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    if why := missing():
+        pytest.skip(f"no Slurm can be started here: {why}")
+    number = os.getpid() % 250 + 1
+    cluster = Slurm(tmp_path_factory.mktemp("slurm"), f"s{number}n", f"10.97.{number}")
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def app(slurm: Slurm, tmp_path: Path) -> Iterator[App]:
+    made = App(slurm, tmp_path)
+    yield made
+    made.close()
+
+
+class App:
+    """Sweeps of the small application, as commands in a folder of their own."""
+
+    def __init__(self, slurm: Slurm, folder: Path) -> None:
+        self.slurm, self.folder, self.sweep = slurm, folder, folder / "a sweep, 100%"
+        (folder / "app.py").write_text(APP)
+        self.environment = {**os.environ, **slurm.environment, "COLUMNS": "200", "TOKEN": "secret-token"}
+        self._started: list[subprocess.Popen[str]] = []
+
+    def start(self, *words: str, script: tuple[str, ...] = ("app.py",)) -> subprocess.Popen[str]:
+        launcher = ["-m", "hydra/launcher=slurm", f"hydra.sweep.dir='{self.sweep}'", "hydra.launcher.grace_s=5",
+                    "hydra.launcher.backend.exclusive=false", "hydra.launcher.resources.gpus_per_node=0"]  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, *script, *launcher, *words],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._started.append(process)
+        return process
+
+    def run(self, *words: str, timeout_s: float = 150) -> tuple[int, str]:
+        process = self.start(*words)
+        out, _ = process.communicate(timeout=timeout_s)
+        return process.returncode, out
+
+    def command(self, verb: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "mlperf_exp.jobs", verb, str(self.sweep)]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=150, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    def jobs(self) -> list[dict[str, Any]]:
+        with contextlib.suppress(OSError, ValueError):
+            value: list[dict[str, Any]] = json.loads((self.sweep / "jobs.json").read_text())["jobs"]
+            return value
+        return []
+
+    def seen(self, folder: str, rank: int = 0) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads((self.sweep / folder / f"seen.{rank}.json").read_text())
+        return value
+
+    def runs(self, *folders: str) -> bool:
+        return all((self.sweep / folder / "seen.0.json").exists() for folder in folders)
+
+    def left(self) -> str:
+        """The jobs that the cluster still has."""
+        return self.slurm.ask("squeue", "--noheader", "--states=pending,running", "--format=%A %T")
+
+    def close(self) -> None:
+        for process in self._started:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self.slurm.ask("scancel", "--user=root")
+        until(lambda: not self.slurm.ask("squeue", "--noheader"))
+
+
+def until(ready: Callable[[], object], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "it did not come to pass in time"
+        time.sleep(0.1)
+
+
+def test_jobs_come_back_in_order_with_their_logs(app: App) -> None:
+    status, out = app.run("+act=ok,fail,again", "hydra.launcher.secrets=[TOKEN]")
+    assert status == 1
+    assert [job["status"] for job in app.jobs()] == ["finished", "failed", "finished"]
+    assert [one["attempt"] for one in app.jobs()[2]["attempts"]] == [1, 2]
+    seen = app.seen("0")
+    host = seen["host"]
+    assert host in app.slurm.hosts
+    assert (seen["num"], seen["TOKEN"]) == (0, "secret-token")
+    assert f"[job 0/{host}] I am ok" in out
+    assert [line.strip() for line in out.splitlines() if line.startswith("    line ")] == [
+        f"line {i}" for i in range(10, 50)
+    ]
+    assert (app.sweep / "1" / f"node-0-{app.seen('1')['host']}.log").read_text().count("line ") == 50
+    ours = [path for path in app.sweep.rglob("*") if path.is_file() and not path.name.startswith("seen.")]
+    assert len(ours) > 15
+    assert not [path for path in ours if b"secret-token" in path.read_bytes()]
+
+
+def test_values_arrive_as_they_are(app: App) -> None:
+    nasty = "a b'c\"d,e;f$HOME `g` \\h\ni=[j] {k} é %x #l !m"
+    quoted = nasty.replace("\\", "\\").replace("'", "\\'")
+    status, out = app.run(f"+act='{quoted}'", f"+hydra.launcher.env.EXTRA='{quoted}'")
+    assert status == 0, out
+    assert app.seen("0")["act"] == nasty
+    assert app.seen("0")["EXTRA"] == nasty
+
+
+def test_several_nodes_get_torchruns_environment(app: App) -> None:
+    status, out = app.run(
+        "+act=ok", "hydra.launcher.resources.nodes=2", "hydra.launcher.resources.gpus_per_node=1",
+        "hydra.launcher.resources.gpu_type=a30", "hydra.launcher.run_on=each",
+    )  # fmt: skip
+    assert status == 0, out
+    ranks = [app.seen("0", rank) for rank in range(2)]
+    assert [(rank["RANK"], rank["WORLD_SIZE"], rank["host"]) for rank in ranks] == [
+        (str(i), "2", host) for i, host in enumerate(app.slurm.hosts)
+    ]
+    assert {rank["MASTER_ADDR"] for rank in ranks} == {app.slurm.hosts[0]}
+    assert len({rank["MASTER_PORT"] for rank in ranks}) == 1
+    assert all(rank["CUDA_VISIBLE_DEVICES"] == "0" for rank in ranks)
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("hydra.launcher.backend.partition=none", "backend.partition: there is no partition none. Allowed: gpu, shut"),
+        ("hydra.launcher.resources.gpus_per_node=9", "hydra.launcher.resources"),
+        ("hydra.launcher.backend.gres=gpu:h100:1", "There is: gpu: 2 nodes of 4 CPUs and gpu:a30:1"),
+        ("hydra.launcher.timeout_s=90000", "hydra.launcher.timeout_s: Slurm refuses the job"),
+        ("hydra.launcher.resources.nodes=3", "hydra.launcher.resources.nodes: Slurm refuses the job"),
+        ("hydra.launcher.secrets=[NO_SUCH]", "hydra.launcher.secrets: NO_SUCH is not set here. Set it: export NO_SUCH"),
+        ("hydra.launcher.backend.sbatch=[--nonsense]", "hydra.launcher.backend.sbatch: Slurm refuses the job"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_queued(app: App, word: str, told: str) -> None:
+    status, out = app.run("+act=ok,ok", word)
+    assert status != 0
+    assert told in " ".join(out.split())
+    assert not app.jobs()
+    assert not app.slurm.ask("squeue", "--noheader")
+
+
+def test_a_dry_run_prints_what_can_be_submitted_by_hand(app: App) -> None:
+    status, out = app.run("+act=ok", "hydra.launcher.dryrun=true", "hydra.launcher.resources.cpus=2")
+    assert status == 0
+    assert not app.jobs()
+    assert "#SBATCH --cpus-per-task=2\n" in out
+    (app.sweep / "0").mkdir(parents=True)
+    script = app.folder / "by_hand.sbatch"
+    script.write_text(out[out.index("#!/bin/bash") :])
+    app.slurm.ask("sbatch", "--wait", str(script))
+    assert app.seen("0")["act"] == "ok"
+
+
+def test_a_node_that_dies_costs_an_attempt(app: App) -> None:
+    process = app.start("+act=brief")
+    until(lambda: app.runs("0"))
+    host = app.seen("0")["host"]
+    app.slurm.lose(host)
+    until(lambda: len(app.jobs()[0]["attempts"]) == 2, 90)
+    app.slurm.node(host)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    [first, second] = app.jobs()[0]["attempts"]
+    assert "lost its node" in first["reason"]
+    assert second["state"] == "finished"
+    assert app.seen("0.attempt_2")["act"] == "brief"
+    until(lambda: app.slurm.states() == {"idle"})
+
+
+def test_a_job_cancelled_behind_its_back_has_failed(app: App) -> None:
+    process = app.start("+act=sleep,ok")
+    until(lambda: app.runs("0", "1"))
+    app.slurm.ask("scancel", app.jobs()[0]["attempts"][0]["id"])
+    out, _ = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert "job 0 was cancelled by somebody else" in out
+    assert [job["status"] for job in app.jobs()] == ["failed", "finished"]
+    assert len(app.jobs()[0]["attempts"]) == 1
+    assert (app.sweep / "0" / "kept").exists()
+
+
+def test_the_controller_may_be_away(app: App) -> None:
+    """For 30 s: the running jobs end in the meantime, and those that wait are submitted afterwards."""
+    process = app.start("+act=brief,ok", "hydra.launcher.max_parallel=1")
+    until(lambda: app.runs("0"))
+    app.slurm.kill("slurmctld", signal.SIGKILL)
+    time.sleep(30)
+    app.slurm.controller()
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert [len(job["attempts"]) for job in app.jobs()] == [1, 1]
+
+
+def test_a_queue_that_never_starts(app: App) -> None:
+    status, out = app.run(
+        "+act=ok", "hydra.launcher.queue_timeout_s=4", "hydra.launcher.backend.sbatch=[--begin=now+1hour]"
+    )
+    assert status == 1
+    assert "waited longer than hydra.launcher.queue_timeout_s=4.0 s: BeginTime" in out
+    until(lambda: not app.left(), 10)
+
+
+def test_a_killed_launcher_is_taken_over(app: App) -> None:
+    process = app.start("+act=brief,ok,fail", "hydra.launcher.max_parallel=1")
+    until(lambda: app.runs("0"))
+    os.kill(process.pid, signal.SIGKILL)
+    status, out = app.command("list")
+    assert status == 0
+    assert "nobody watches them now" in out
+    assert " running " in out
+    status, out = app.command("attach")
+    assert status == 1, out
+    assert [job["status"] for job in app.jobs()] == ["finished", "finished", "failed"]
+    assert all(len(job["attempts"]) == 1 for job in app.jobs())
+    assert out.count("finished") >= 2
+
+
+def test_cancel_from_another_terminal(app: App) -> None:
+    process = app.start("+act=sleep,sleep")
+    until(lambda: app.runs("0", "1"))
+    status, out = app.command("cancel")
+    assert status == 0, out
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert not app.left()
+    assert (app.sweep / "0" / "kept").exists()
+    os.kill(app.start("+act=sleep").pid, 0)
+
+
+def test_ctrl_c_cancels_everything(app: App) -> None:
+    process = app.start("+act=sleep,sleep,sleep,sleep,sleep,sleep,sleep,sleep,sleep,sleep")
+    until(lambda: sum(path.name == "seen.0.json" for path in app.sweep.rglob("*.json")) >= 8)  # 2 wait in the queue
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=90)
+    assert process.returncode == 130, out
+    assert not app.left()
+    assert {job["status"] for job in app.jobs()} == {"interrupted"}
+    assert len(list(app.sweep.glob("*/kept"))) == 8
+
+
+def test_a_full_disk_is_named(app: App) -> None:
+    app.sweep.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(app.sweep)], check=True)
+    try:
+        # the daemons' mount namespaces are older than this one
+        for host in app.slurm.hosts:
+            app.slurm.kill(f"slurmd.{host}")
+            app.slurm.node(host)
+        until(lambda: app.slurm.states() == {"idle"})
+        status, out = app.run("+act=fill,ok", "hydra.launcher.max_parallel=1")
+        assert status == 1
+        assert "No space left on device" in out
+        assert app.jobs()[0]["status"] == "failed"
+    finally:
+        subprocess.run(["umount", "--lazy", str(app.sweep)], check=True)
+
+
+def test_a_whole_run(app: App) -> None:
+    """Without ``-m``: the launcher sets Hydra's mode."""
+    command = [sys.executable, "-m", "mlperf_exp", "hydra/launcher=slurm", f"hydra.sweep.dir='{app.sweep}'",
+               "model=llama3_tiny", "backend=simulated", "scenario=offline", "scenario.min_duration_s=0",
+               "scenario.min_query_count=1", "scenario.samples=64", "scenario.mode=performance"]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=app.folder, env=app.environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((app.sweep / "0" / "result.json").read_text())
+    assert result["run"]["status"] == "finished"
+    assert "finished" in done.stdout
