@@ -261,7 +261,8 @@ def _flags() -> list[str]:
 
 
 def _hydra_overrides(config: DictConfig) -> list[str]:
-    given = [str(text) for text in config.hydra.overrides.hydra]
+    # Unresolved: in an override's text, ${...} is meant for the job.
+    given: Any = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
     keys = [text.lstrip("+~").partition("=")[0].partition("@")[0] for text in given]
     return [
         text
