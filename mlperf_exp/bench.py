@@ -1,7 +1,7 @@
 """Plan -> Measurement for inference: start the system, run LoadGen's tests on it, stop it, score the answers.
 
-A started system (:class:`Running`) outlives a measurement: :func:`measure` may be called again on it, with another
-load.
+A started system outlives a measurement: :func:`measure` may be called again on it, with another load. Where jobs of a
+sweep share a process they share the system too (:mod:`mlperf_exp.running`).
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlperf_exp import loadgen
+from mlperf_exp import hashes, loadgen, running
 from mlperf_exp.client import client_metrics
 from mlperf_exp.compliance import session
 from mlperf_exp.errors import Interrupted, RunFailed
@@ -22,6 +22,7 @@ from mlperf_exp.inputs import Inputs
 from mlperf_exp.measure import load_phases, performance_metrics, read_detail_log, window_ns
 from mlperf_exp.messages import ComplianceTest, Measurement, Plan, Score, Test
 from mlperf_exp.progress import Progress
+from mlperf_exp.running import Running
 from mlperf_exp.sut import create
 from mlperf_exp.sut.base import SystemUnderTest
 
@@ -29,48 +30,28 @@ from mlperf_exp.sut.base import SystemUnderTest
 _SWITCH_INTERVAL_S = 0.0005
 
 
-@dataclass(slots=True)
-class Running:
-    """A started system, which serves several measurements one after another; see :func:`start`.
-
-    ``plan`` is what it was started for: what the engine prints stays in that run's folder. ``phases`` are the seconds
-    of the start. ``lost`` says why it can serve no more.
-    """
-
-    sut: SystemUnderTest
-    plan: Plan
-    phases: dict[str, float]
-    measurements: int = 0
-    lost: str | None = None
-
-    def stop(self) -> dict[str, float]:
-        """Stop the system; how long that took, as ``stop_s``."""
-        began = time.perf_counter()
-        self.lost = self.lost or "it was stopped"
-        self.sut.stop()
-        return {"stop_s": time.perf_counter() - began}
-
-
 def bench(plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
-    """A whole run: start the system, measure, stop it, score.
+    """A whole run: start the system, or take the one that an earlier run left, measure, stop it or leave it, score.
 
     A failure or an interruption is part of the answer, with all that finished before it.
 
     Raises:
         UserError: the system cannot start because of what the user asked for.
     """
-    running: Running | None = None
+    system: Running | None = None
     try:
-        running = start(plan, inputs, progress)
-        measurement = measure(running, plan, inputs, progress)
+        system = running.take(hashes.engine_hash(plan, inputs)) or start(plan, inputs, progress)
+        measurement = measure(system, plan, inputs, progress)
     except RunFailed as error:
         measurement = Measurement({}, {}, failure=str(error), warnings=inputs.warnings)
     except (KeyboardInterrupt, Interrupted):
         measurement = _interrupted(Measurement({}, {}, warnings=inputs.warnings))
     finally:
-        stopped = running.stop() if running else {}
-    started = running.phases if running else {}
-    return score(replace(measurement, phases=started | measurement.phases | stopped), plan, inputs, progress)
+        stopped = running.give_back(system) if system else {}
+    origin = system.origin(plan) if system else None
+    started = system.phases if system and origin and not origin.reused else {}
+    measurement = replace(measurement, phases=started | measurement.phases | stopped, engine=origin)
+    return score(measurement, plan, inputs, progress)
 
 
 def start(plan: Plan, inputs: Inputs, progress: Progress) -> Running:
@@ -84,13 +65,13 @@ def start(plan: Plan, inputs: Inputs, progress: Progress) -> Running:
     progress.phase("start")
     sut = create(plan, inputs.model)
     try:
-        return Running(sut, plan, sut.start(inputs.samples))
+        return Running(sut, plan, sut.start(inputs.samples), hashes.engine_hash(plan, inputs))
     except BaseException:
         sut.stop()
         raise
 
 
-def measure(running: Running, plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
+def measure(system: Running, plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
     """LoadGen's tests of ``plan.modes`` on a started system, into ``plan.run_dir``; answers are not scored yet.
 
     For each measurement after the first the system is idle and its caches are empty again. Never raises for what a
@@ -103,24 +84,24 @@ def measure(running: Running, plan: Plan, inputs: Inputs, progress: Progress) ->
     failure: str | None = None
     interrupted = False
     try:
-        if running.lost:
-            raise RunFailed(f"the system can serve no more: {running.lost}")
-        if running.measurements:
-            phases |= _reset(running, inputs)
-        running.measurements += 1
+        if system.lost:
+            raise RunFailed(f"the system can serve no more: {system.lost}")
+        if system.measurements:
+            phases |= _reset(system, inputs)
+        system.measurements += 1
         for mode in plan.modes:
-            test, failure, interrupted = _test(plan, mode, running.sut, inputs, progress, metrics, phases)
+            test, failure, interrupted = _test(plan, mode, system.sut, inputs, progress, metrics, phases)
             tests.append(test)
             if failure or interrupted:
                 break
         else:
-            checked += _compliance(plan, running.sut, inputs, progress, phases)
+            checked += _compliance(plan, system.sut, inputs, progress, phases)
     except RunFailed as error:
         failure = str(error)
     except (KeyboardInterrupt, Interrupted):
         interrupted = True
     if failure or interrupted:  # queries of the test may still be inside it
-        running.lost = running.lost or failure or "a measurement on it was interrupted"
+        system.lost = system.lost or failure or "a measurement on it was interrupted"
     measurement = Measurement(
         metrics, phases, tuple(tests), compliance=tuple(checked), failure=failure, warnings=inputs.warnings
     )
@@ -145,9 +126,9 @@ def _interrupted(measurement: Measurement) -> Measurement:
     return replace(measurement, failure="interrupted", interrupted=True)
 
 
-def _reset(running: Running, inputs: Inputs) -> dict[str, float]:
+def _reset(system: Running, inputs: Inputs) -> dict[str, float]:
     began = time.perf_counter()
-    running.sut.reset(inputs.samples)
+    system.sut.reset(inputs.samples)
     return {"reset_s": time.perf_counter() - began}
 
 

@@ -92,6 +92,11 @@ def engine_hash(plan: Plan, inputs: Inputs) -> str:
     )
 
 
+def planned_engine_hash(plan: Plan) -> str:
+    """16 hexadecimal digits for what a plan alone knows of the engine: equal where ``engine_hash`` may be."""
+    return _digest({"keys": _chosen(plan.config, (Part.engine,)), "engine": plan.engine})
+
+
 def plan_hash(plan: Plan) -> str:
     """16 hexadecimal digits for the resolved plan, without its folder, names, tracking and display."""
     keys = _chosen(plan.config, (Part.engine, Part.load))

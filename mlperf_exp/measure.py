@@ -119,17 +119,24 @@ def load_phases(records: Records) -> dict[str, float]:
     return {"load_s": (last - first) / 1e9, "drain_s": (end - last) / 1e9}
 
 
-def honest(metrics: dict[str, float], total_s: float, full_samples: int | None) -> dict[str, float]:
+def honest(
+    metrics: dict[str, float], total_s: float, full_samples: int | None, shared_s: float = 0.0
+) -> dict[str, float]:
     """The figures that hide nothing: samples over the whole wall time, and the time the full data set would take.
 
     ``wall_samples_per_second`` divides the performance test's completed samples by the run's whole wall time, start of
     the process to the verdict. ``full_dataset_hours`` adds what the run spent outside the load to the time that
     ``full_samples`` take at the measured rate.
+
+    A run that found its engine running (a sweep's jobs share one) is charged with that start in full, ``shared_s``, as
+    if it had been alone; ``own_wall_samples_per_second`` is then its own wall time's figure.
     """
     completed, rate = metrics.get("completed", 0.0), metrics.get("samples_per_second", 0.0)
     if not completed or total_s <= 0:
         return {}
-    figures = {"wall_samples_per_second": completed / total_s}
+    figures = {"own_wall_samples_per_second": completed / total_s} if shared_s else {}
+    total_s += shared_s
+    figures["wall_samples_per_second"] = completed / total_s
     if full_samples and rate > 0:
         overhead_s = max(0.0, total_s - completed / rate)
         figures["full_dataset_samples"] = float(full_samples)

@@ -163,6 +163,15 @@ class ComplianceTest:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineStart:
+    """The start of the system that a run used; ``run_dir`` is that of the run which started it."""
+
+    run_dir: Path
+    seconds: float  # with warm-up
+    reused: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """What was measured, before it is judged. ``failure`` is the reason why a run broke, if it did."""
 
@@ -175,6 +184,7 @@ class Measurement:
     interrupted: bool = False
     warnings: tuple[str, ...] = ()
     telemetry: dict[str, Any] = field(default_factory=dict)
+    engine: EngineStart | None = None  # None: no system was started
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import logging
+import os
 import signal
 import sys
 import time
@@ -24,7 +25,7 @@ from mlperf_exp.errors import Interrupted, InvalidResult, RunFailed, UserError
 from mlperf_exp.files import write_atomic, write_json
 from mlperf_exp.inputs import Inputs, load
 from mlperf_exp.judge import judge
-from mlperf_exp.messages import Measurement, Plan, Verdict
+from mlperf_exp.messages import EngineStart, Measurement, Plan, Verdict
 from mlperf_exp.plan import make_plan
 from mlperf_exp.progress import Progress
 from mlperf_exp.telemetry import of_run
@@ -51,7 +52,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         tracker = Tracker.start(
             plan.run_dir,
             plan.config.tracking,
-            run_id(plan),
+            run_id(plan.run_dir),
             run_name(plan.config),
             tags(plan) | identity,
             plain(plan.config) | {"engine": plan.engine},
@@ -130,16 +131,16 @@ def on_its_network(plan: Plan, measurement: Measurement) -> Measurement:
     if measurement.failure or config.hw.nodes < 2 or not here or not config.require_network:
         return measurement
     try:
-        network.verify(plan.run_dir, config.hw)
+        network.verify(measurement.engine.run_dir if measurement.engine else plan.run_dir, config.hw)
     except RunFailed as error:
         return replace(measurement, failure=str(error))
     return measurement
 
 
-def run_id(plan: Plan) -> str:
-    """A name for the run that no other run has: its folder's, with the sweep's before it."""
-    folder = plan.run_dir
-    return folder.name if not folder.name.isdigit() else f"{folder.parent.name}-{folder.name}"
+def run_id(folder: Path) -> str:
+    """A name for the run in this folder that no other run has: its folder's, with the sweep's before it."""
+    short = folder.name.replace(".", "").isdigit()  # 3, or 3.2 for a second attempt
+    return f"{folder.parent.name}-{folder.name}" if short else folder.name
 
 
 def run_name(config: Config) -> str:
@@ -177,12 +178,13 @@ def make_result(
 ) -> dict[str, Any]:
     """The record of a run; see ``docs/architecture.md`` for its fields."""
     total_s = start.elapsed_s
+    shared_s = measurement.engine.seconds if measurement.engine and measurement.engine.reused else 0.0
     full = plan.config.model.performance_samples or len(inputs.samples)
     status = "interrupted" if measurement.interrupted else "failed" if measurement.failure else "finished"
     return {
         "schema": 1,
         "run": {
-            "id": run_id(plan),
+            "id": run_id(plan.run_dir),
             "name": run_name(plan.config),
             **identity,
             "status": status,
@@ -191,6 +193,7 @@ def make_result(
             "overrides": list(HydraConfig.get().overrides.task),
             "started_at": start.at.isoformat(timespec="milliseconds"),
             "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            **_engine(plan, measurement.engine),
         },
         "plan": {
             "config": plain(plan.config),
@@ -201,7 +204,7 @@ def make_result(
         },
         "environment": environment.describe(),
         "verdict": verdict.as_dict(),
-        "metrics": measurement.metrics | measure.honest(measurement.metrics, total_s, full),
+        "metrics": measurement.metrics | measure.honest(measurement.metrics, total_s, full, shared_s),
         "phases": {**start.phases, **measurement.phases, "total_s": total_s},
         "tests": {
             test.mode: {
@@ -217,6 +220,18 @@ def make_result(
         },
         "telemetry": measurement.telemetry,
         "artifacts": [],
+    }
+
+
+def _engine(plan: Plan, engine: EngineStart | None) -> dict[str, Any]:
+    """Which run started the system, how long that took, and where that run keeps what the engine printed."""
+    if engine is None:
+        return {}
+    printed = engine.run_dir / "engine.log"
+    return {
+        "engine_started_by": run_id(engine.run_dir),
+        "engine_start_s": engine.seconds,
+        "engine_log": os.path.relpath(printed, plan.run_dir) if printed.exists() else None,
     }
 
 

@@ -266,6 +266,13 @@ def _honest(result: Mapping[str, Any]) -> Honest:
     if wall is not None:
         over = "the whole run" if total is None else f"{duration(total)}, the whole run"
         basis = f"The same samples over {over} from its start to its end."
+        shared = number(part(result, "run").get("engine_start_s"))
+        if number(metrics.get("own_wall_samples_per_second")) is not None and shared is not None:
+            started_by = plain(part(result, "run").get("engine_started_by"))
+            basis = (
+                f"{basis[:-1]}, and the {duration(shared)} in which run {started_by} had started the engine that this "
+                "run found running."
+            )
     return Honest(
         mlperf=figure(mlperf, "samples/s"),
         wall=figure(wall, "samples/s"),

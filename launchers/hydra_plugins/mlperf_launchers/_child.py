@@ -1,7 +1,9 @@
-"""What a job's process runs: ``python -m hydra_plugins.mlperf_launchers._child REQUEST ANSWER LIFELINE``.
+"""What a worker runs, a process for one job or several: ``python -m ...mlperf_launchers._child CHANNEL LIFELINE``.
 
-``LIFELINE`` is the reading end of a pipe whose other end only the launcher holds. When that closes, the launcher is
-gone: the job is then interrupted as by Ctrl-C, and killed where that does not end it in time.
+``CHANNEL`` is a socket: the launcher writes the path of a request on a line, and gets a line back once the answer is
+written, ``more`` where the process can take another job and ``last`` where it now ends. Its end means that no job
+will come. ``LIFELINE`` is the reading end of a pipe whose other end only the launcher holds. When that closes, the
+launcher is gone: the job is then interrupted as by Ctrl-C, and killed where that does not end it in time.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import sys
 import threading
 import time
@@ -20,31 +23,62 @@ from typing import Any, NoReturn
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, run_job, setup_globals
-from hydra_plugins.mlperf_launchers._job import Request, encode
+from hydra_plugins.mlperf_launchers._job import Request, encode, error_of
 
+from mlperf_exp import running
 from mlperf_exp.cli import leave
-from mlperf_exp.errors import Interrupted
+from mlperf_exp.errors import Interrupted, InvalidResult, UserError
 from mlperf_exp.files import write_atomic
 
 
 def main() -> NoReturn:
-    """Run the job, leave its result, end the process."""
-    asked, answer, lifeline = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    request: Request = pickle.loads(asked.read_bytes())
-    asked.unlink()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a launcher started by `command &` has it ignored
+    """Run the jobs that come, leave their results, end the process."""
+    channel, lifeline = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
+    channel.set_inheritable(False)
     os.set_inheritable(lifeline, False)
-    threading.Thread(target=_follow, args=(lifeline, request.grace_s), name="lifeline", daemon=True).start()
+    grace = [60.0]
+    threading.Thread(target=_follow, args=(lifeline, grace), name="lifeline", daemon=True).start()
     with contextlib.suppress(OSError, RuntimeError):
         faulthandler.enable()
     logging.raiseExceptions = False  # a log that cannot be written (full disk) must not print tracebacks
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    write_atomic(answer, encode(_outcome(request)))
-    # From here the result stands. Threads and atexit functions of libraries that hang are dumped and ended.
-    faulthandler.dump_traceback_later(max(0.1, request.grace_s), exit=True)
+    with channel.makefile("r", encoding="utf-8") as asked:
+        for line in asked:
+            request: Request = pickle.loads(Path(line.rstrip("\n")).read_bytes())
+            grace[0] = request.grace_s
+            again = _serve(request)
+            with contextlib.suppress(OSError):  # the launcher is gone; the answer stands
+                channel.sendall(b"more\n" if again else b"last\n")
+            if not again:
+                break
+    # From here all results stand. Threads and atexit functions of libraries that hang are dumped and ended.
+    faulthandler.dump_traceback_later(max(0.1, grace[0]), exit=True)
+    running.close()
     leave(0)
+
+
+def _serve(request: Request) -> bool:
+    """Run one job and leave its answer; whether the process is good for another."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a launcher started by `command &` has it ignored
+    if request.log is not None:
+        _print_to(request.log)
+    running.expect_another(request.another)
+    outcome = _outcome(request)
+    write_atomic(request.answer, encode(outcome))
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    error = error_of(outcome) if isinstance(outcome, JobReturn) else outcome
+    return request.another and (error is None or isinstance(error, UserError | InvalidResult))
+
+
+def _print_to(log: Path) -> None:
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
 
 
 def _outcome(request: Request) -> JobReturn | Exception:
@@ -75,10 +109,10 @@ def _run(request: Request) -> JobReturn:
     )
 
 
-def _follow(lifeline: int, grace_s: float) -> None:
+def _follow(lifeline: int, grace_s: list[float]) -> None:
     os.read(lifeline, 1)
     os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(grace_s)
+    time.sleep(grace_s[0])
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

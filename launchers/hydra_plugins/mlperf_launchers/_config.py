@@ -32,3 +32,7 @@ class LocalLauncherConf(LauncherConf):
     _target_: str = "hydra_plugins.mlperf_launchers.local.LocalLauncher"
     # How long a job may take to end, after an interrupt or after its result, before it is ended by force.
     grace_s: float = 60.0
+    # Jobs that differ only in their load run one after another in one process, on one start of the engine.
+    reuse_engine: bool = True
+    # How often a job that failed is tried again, over all later starts of the sweep in the same folder.
+    retries: int = 1

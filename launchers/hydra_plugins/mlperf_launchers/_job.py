@@ -12,7 +12,7 @@ import pickle
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Job:
     overrides: tuple[str, ...]
     config: DictConfig
     folder: Path
+    group: str | None = None  # jobs of one group can share an engine, and so a process; None: with no other
 
     @property
     def request(self) -> Path:
@@ -61,6 +62,9 @@ class Request:
     shared: bytes  # (state of Hydra's singletons, task function, Hydra's context), the same for all jobs of a sweep
     config: bytes
     grace_s: float
+    answer: Path
+    log: Path | None  # what the job prints goes there; None: where it goes already
+    another: bool  # a job that can use the same engine will follow
 
 
 class JobLost(RunFailed):
@@ -93,6 +97,19 @@ def compose(
         HydraException, OmegaConfBaseException: it does not compose.
         UserError: the folder cannot be made.
     """
+    job = prepare(config, context, overrides, number, env)
+    make_folder(job)
+    return job
+
+
+def prepare(
+    config: DictConfig, context: HydraContext, overrides: Sequence[str], number: int, env: dict[str, str]
+) -> Job:
+    """The job's own configuration, and the name of its folder, which is not made yet.
+
+    Raises:
+        HydraException, OmegaConfBaseException: it does not compose.
+    """
     composed = context.config_loader.load_sweep_config(config, list(overrides))
     with open_dict(composed):
         composed.hydra.job.id = str(number)
@@ -104,15 +121,46 @@ def compose(
             folder = Path(str(composed.hydra.sweep.dir), str(composed.hydra.sweep.subdir)).absolute()
     finally:
         HydraConfig.instance().cfg = before
-    with read_write(composed.hydra.runtime), open_dict(composed.hydra.runtime):
-        composed.hydra.runtime.output_dir = str(folder)
+    return placed(Job(number, tuple(filter_overrides(overrides)), composed, folder), folder)
+
+
+def placed(job: Job, folder: Path) -> Job:
+    """The job in another folder beside its own."""
+    with read_write(job.config.hydra), open_dict(job.config.hydra):
+        job.config.hydra.runtime.output_dir = str(folder)
+        if folder != job.folder:
+            job.config.hydra.sweep.subdir = str(Path(str(job.config.hydra.sweep.subdir)).parent / folder.name)
+    return replace(job, folder=folder)
+
+
+def make_folder(job: Job) -> None:
+    """Make the job's folder.
+
+    Raises:
+        UserError: it cannot be made.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        job.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            "hydra.sweep.subdir", f"cannot make {folder}: {error.strerror}", "Name a folder that can be written to"
+            "hydra.sweep.subdir", f"cannot make {job.folder}: {error.strerror}", "Name a folder that can be written to"
         ) from error
-    return Job(number, tuple(filter_overrides(overrides)), composed, folder)
+
+
+def refuse_launcher(job: Job, config: DictConfig) -> None:
+    """Refuse a launcher that is chosen inside a swept configuration: Hydra would ignore it without a word.
+
+    Raises:
+        UserError: with the command that does it.
+    """
+    here, wanted = config.hydra.runtime.choices["hydra/launcher"], job.config.hydra.runtime.choices["hydra/launcher"]
+    if wanted != here:
+        chosen = describe(job.overrides)
+        raise UserError(
+            "hydra/launcher",
+            f"job {job.number} ({chosen}) chooses {wanted}, and the sweep runs on {here}: a sweep has one launcher",
+            f"Run it by a command of its own: python -m mlperf_exp -m hydra/launcher={wanted} {chosen}",
+        )
 
 
 def pack_shared(task_function: TaskFunction, context: HydraContext) -> bytes:
@@ -120,14 +168,21 @@ def pack_shared(task_function: TaskFunction, context: HydraContext) -> bytes:
     return bytes(cloudpickle.dumps((Singleton.get_state(), task_function, context)))
 
 
-def write_request(job: Job, shared: bytes, grace_s: float) -> None:
-    """Write what the job's process is to run.
+def write_request(job: Job, shared: bytes, grace_s: float, log: Path | None, another: bool) -> None:
+    """Write what the job's process is to run; see :class:`Request`.
 
     Raises:
         OSError: the folder cannot be written to.
     """
     request = Request(
-        [str(Path(entry).absolute()) for entry in sys.path], sys.argv, shared, cloudpickle.dumps(job.config), grace_s
+        [str(Path(entry).absolute()) for entry in sys.path],
+        sys.argv,
+        shared,
+        cloudpickle.dumps(job.config),
+        grace_s,
+        job.answer,
+        log,
+        another,
     )
     write_atomic(job.request, pickle.dumps(request))
 

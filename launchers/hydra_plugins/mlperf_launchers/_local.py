@@ -1,4 +1,7 @@
-"""The core of the launcher ``local``: a batch of jobs, each in a process of its own, at most so many at once.
+"""The core of the launcher ``local``: a batch of jobs in processes of their own, at most so many at once.
+
+Jobs that can share an engine follow one another in one process. One that crashes fails alone: those that are left of
+its group go on in a fresh process, with an engine of their own.
 
 The launcher sleeps in one ``select`` until a job ends, prints, runs out of time, or a signal arrives: it takes nothing
 from what the jobs measure. The first SIGINT, SIGTERM or SIGHUP interrupts every running job, which then keeps what it
@@ -16,6 +19,7 @@ import selectors
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +28,20 @@ from hydra.errors import HydraException
 from hydra_plugins.mlperf_launchers import _job, _summary
 from hydra_plugins.mlperf_launchers._config import OnError
 from hydra_plugins.mlperf_launchers._job import Job, JobLost
-from hydra_plugins.mlperf_launchers._process import JobProcess, Output, say
+from hydra_plugins.mlperf_launchers._process import Output, Worker, say
 from hydra_plugins.mlperf_launchers._summary import Row
+from hydra_plugins.mlperf_launchers._sweep import Sweep
 from omegaconf.errors import OmegaConfBaseException
 
 from mlperf_exp import signals
 from mlperf_exp.cli import explain
 from mlperf_exp.errors import ExperimentError, Interrupted, RunFailed, UserError
+from mlperf_exp.sweep.identity import Identity, identify
 
 if TYPE_CHECKING:
     from hydra_plugins.mlperf_launchers.local import LocalLauncher
 
+_LATE_S = 10.0  # a job that is ended by force takes so much longer than its grace
 _SAME_KEY_S = 0.5  # two SIGINTs closer than this are one key press that arrived by two ways
 
 
@@ -50,6 +57,8 @@ def check(launcher: LocalLauncher) -> None:
         raise UserError(
             "hydra.launcher.timeout_s", f"{launcher.timeout_s:g} s", "Give more than 0, or null for no limit"
         )
+    if launcher.retries < 0:
+        raise UserError("hydra.launcher.retries", f"{launcher.retries} times", "Give 0 or more")
     if not launcher.grace_s >= 0:
         raise UserError("hydra.launcher.grace_s", f"{launcher.grace_s:g} s", "Give 0 or more")
     for name, value in launcher.env.items():
@@ -61,14 +70,18 @@ def launch(launcher: LocalLauncher, job_overrides: Sequence[Sequence[str]], firs
     """Run the jobs, show the summary, return the results in order.
 
     Raises:
+        UserError: before anything was started: another sweep writes to the folder, or a job chooses a launcher.
         Interrupted: by a signal, after all that ran has ended.
     """
     assert launcher.config is not None
     setup_globals()
     configure_log(launcher.config.hydra.hydra_logging, launcher.config.hydra.verbose)
     sweep_dir = Path(str(launcher.config.hydra.sweep.dir))
-    sweep_dir.mkdir(parents=True, exist_ok=True)
-    batch = Batch(launcher, job_overrides, first)
+    if launcher.sweep is None:
+        launcher.sweep = Sweep(
+            sweep_dir, launcher.config, launcher.max_parallel, launcher.retries, launcher.grace_s + _LATE_S
+        )
+    batch = Batch(launcher, launcher.sweep, job_overrides, first)
     try:
         batch.run()
     finally:
@@ -82,19 +95,28 @@ def launch(launcher: LocalLauncher, job_overrides: Sequence[Sequence[str]], firs
 class Batch:
     """The jobs of one call of ``launch``, and where each stands."""
 
-    def __init__(self, launcher: LocalLauncher, job_overrides: Sequence[Sequence[str]], first: int) -> None:
+    def __init__(
+        self, launcher: LocalLauncher, sweep: Sweep, job_overrides: Sequence[Sequence[str]], first: int
+    ) -> None:
         assert launcher.hydra_context is not None
         assert launcher.task_function is not None
         self.rows = [Row(first + i, tuple(filter_overrides(texts))) for i, texts in enumerate(job_overrides)]
         self.results: list[JobReturn | None] = [None] * len(job_overrides)
         self.interrupted = False
         assert launcher.config is not None
-        self._launcher, self._config, self._context = launcher, launcher.config, launcher.hydra_context
+        self._launcher, self._sweep, self._config, self._context = (
+            launcher,
+            sweep,
+            launcher.config,
+            launcher.hydra_context,
+        )
         self._first = first
         self._overrides = [list(texts) for texts in job_overrides]
         self._shared = _job.pack_shared(launcher.task_function, launcher.hydra_context)
-        self._next = 0
-        self._running: list[JobProcess] = []
+        self._jobs: list[Job | None] = []
+        self._refused: dict[int, Exception] = {}
+        self._compose()
+        self._running: list[Worker] = []
         self._failure: int | None = None  # the first job that failed, in time
         self._signals: list[tuple[float, int]] = []
         self._selector = selectors.DefaultSelector()
@@ -105,104 +127,202 @@ class Batch:
         # The jobs hold the reading end; when the launcher dies, however it dies, the other one closes.
         self._lifeline, self._life = os.pipe()
 
+    def _compose(self) -> None:
+        """All jobs, before any is started; and their order, in which those that can share an engine follow another."""
+        identities = []
+        for i, texts in enumerate(self._overrides):
+            job: Job | None = None
+            identity = Identity()
+            try:
+                job = _job.prepare(self._config, self._context, texts, self.rows[i].number, self._launcher.env)
+                identity = identify(job.config)
+            except (HydraException, OmegaConfBaseException) as error:
+                self._refused[i] = error
+            if job is not None:
+                _job.refuse_launcher(job, self._config)
+            self._jobs.append(replace(job, group=identity.group) if job is not None else None)
+            identities.append(identity)
+        self._entries = self._sweep.add(self.rows, identities)
+        groups = [job.group if job is not None else None for job in self._jobs]
+        place = {group: i for i, group in reversed(list(enumerate(groups))) if group is not None}
+        self._waiting = sorted(range(len(groups)), key=lambda i: (place.get(groups[i] or "", i), i))
+
     def run(self) -> None:
         """Run all jobs, or as many as errors and signals leave."""
         with self._listening():
+            self._take_earlier()
             while True:
-                while self._may_start():
-                    self._start()
+                while self._may_start() and len(self._running) < self._launcher.max_parallel:
+                    self._start(self._choose(None))
                 if not self._running:
                     break
                 self._wait()
                 self._heed_signals()
-                for process in [p for p in self._running if p.status is not None]:
-                    self._finish(process)
-        for i in range(self._next, len(self.results)):
+                for worker in [w for w in self._running if w.status is not None]:
+                    self._close(worker)
+        for i in self._waiting:
             self._not_started(i)
+        ends = {entry.status for entry in self._sweep.record.jobs}
+        self._sweep.record.status = (
+            "interrupted" if self.interrupted else "failed" if ends - {"finished"} else "finished"
+        )
+        self._sweep.save(ended=True)
 
     def close(self) -> None:
         """Kill what still runs, which is so after a fault of the launcher only, and let go of all descriptors."""
-        for process in self._running:
-            process.kill("fault")
-            process.close()
+        for worker in self._running:
+            worker.kill("fault")
+            worker.close()
         self._selector.close()
         for descriptor in (self._wake_read, self._wake_write, self._lifeline, self._life):
             os.close(descriptor)
 
+    def _take_earlier(self) -> None:
+        """Jobs that an earlier start of the sweep finished, or failed too often."""
+        for i in list(self._waiting):
+            job, entry = self._jobs[i], self._entries[i]
+            if job is None:
+                continue
+            done = self._sweep.finished_before(job, entry)
+            if done is not None:
+                self._waiting.remove(i)
+                self.rows[i].found(self._sweep.record.folder / str(entry.folder))
+                self.results[i] = done
+                self.rows[i].settle(_job.error_of(done))
+                continue
+            why = self._sweep.given_up(entry)
+            if why is not None:
+                self._waiting.remove(i)
+                self._settle(i, _job.failed(job, RunFailed(f"job {job.number} is not tried again: {why}")))
+        self._sweep.save()
+        if self._sweep.continued:
+            self._sweep.announce()
+
     def _may_start(self) -> bool:
         stopped = self._failure is not None and self._launcher.on_error is OnError["fail_fast"]
-        room = len(self._running) < self._launcher.max_parallel
-        return self._next < len(self.results) and room and not stopped and not self.interrupted and not self._signals
+        return bool(self._waiting) and not stopped and not self.interrupted and not self._signals
 
-    def _start(self) -> None:
-        i, launcher = self._next, self._launcher
-        self._next += 1
-        job: Job | None = None
-        say(f"mlperf_exp: job {self.rows[i].number} ({i + 1} of {len(self.rows)}): {self.rows[i].text}\n")
+    def _choose(self, group: str | None) -> int:
+        """The next job: of this group, else of one that no worker runs, else the first."""
+        busy = {worker.group for worker in self._running}
+        for i in self._waiting:
+            own = self._group(i)
+            if own == group if group is not None else own is None or own not in busy:
+                return i
+        return self._waiting[0]
+
+    def _group(self, i: int) -> str | None:
+        job = self._jobs[i]
+        return job.group if job is not None and self._launcher.reuse_engine else None
+
+    def _start(self, i: int, worker: Worker | None = None) -> None:
+        """Start a job, in a process of its own or in that of ``worker``."""
+        launcher = self._launcher
+        self._waiting.remove(i)
+        again = f", attempt {self._entries[i].attempt}" if self._entries[i].attempt > 1 else ""
+        count = len(self.rows) - len(self._waiting)
+        say(f"mlperf_exp: job {self.rows[i].number} ({count} of {len(self.rows)}{again}): {self.rows[i].text}\n")
+        job = self._jobs[i]
         try:
-            job = _job.compose(self._config, self._context, self._overrides[i], self.rows[i].number, launcher.env)
+            if job is None:
+                raise self._refused[i]
+            job = self._sweep.place(job, self._entries[i])
+            _job.make_folder(job)
             self.rows[i].begin(job.folder)
             job.answer.unlink(missing_ok=True)
-            _job.write_request(job, self._shared, launcher.grace_s)
-            output = Output.terminal if launcher.max_parallel == 1 else Output.lines
-            process = JobProcess(
-                job,
-                output if launcher.stream_logs else Output.log,
-                launcher.env,
-                self._lifeline,
-                launcher.grace_s,
-                launcher.timeout_s,
-                self._wake,
+            another = self._group(i) is not None and any(self._group(j) == self._group(i) for j in self._waiting)
+            output = (
+                (Output.terminal if launcher.max_parallel == 1 else Output.lines)
+                if launcher.stream_logs
+                else Output.log
             )
+            log = job.log if output is Output.log else None
+            _job.write_request(job, self._shared, launcher.grace_s, log, another)
+            if worker is None:
+                held = (self._lifeline, self._sweep.lock)
+                worker = Worker(job, output, launcher.env, held, launcher.grace_s, launcher.timeout_s, self._wake)
+                self._watch(worker)
         except (HydraException, OmegaConfBaseException, ExperimentError, OSError) as error:
+            if worker is not None:
+                worker.dismiss()
             reason = (
                 error if isinstance(error, ExperimentError) else RunFailed(f"the job cannot start: {explain(error)}")
             )
             self._settle(i, _job.failed(job, reason) if job else _job.not_composed(self._overrides[i], reason))
             return
-        self._running.append(process)
-        for pipe in process.pipes:
+        self._sweep.started(self._entries[i], job.folder)
+        worker.begin(job)
+
+    def _watch(self, worker: Worker) -> None:
+        self._running.append(worker)
+        self._selector.register(worker.channel, selectors.EVENT_READ, worker)
+        for pipe in worker.pipes:
             self._selector.register(pipe.pipe, selectors.EVENT_READ, pipe)
 
     def _wait(self) -> None:
-        due = [process.deadline for process in self._running if process.deadline is not None]
+        due = [worker.deadline for worker in self._running if worker.deadline is not None]
         timeout = max(0.0, min(due) - time.monotonic()) if due else None
         for key, _ in self._selector.select(timeout):
             if key.data is None:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake_read, 4096)
+            elif isinstance(key.data, Worker):
+                self._hear(key.data)
             elif key.data.read() == 0:
                 self._selector.unregister(key.fileobj)
-        for process in self._running:
-            if process.status is None:
-                process.advance(time.monotonic())
+        for worker in self._running:
+            if worker.status is None:
+                worker.advance(time.monotonic())
 
-    def _finish(self, process: JobProcess) -> None:
-        self._running.remove(process)
-        for pipe in process.pipes:
-            with contextlib.suppress(KeyError):
-                self._selector.unregister(pipe.pipe)
-        process.close()
-        job = process.job
+    def _hear(self, worker: Worker) -> None:
+        """After a job, and at the end of its process, which tells the rest."""
+        if worker.heard() != "more":
+            self._selector.unregister(worker.channel)
+            return
+        self._heed_signals()
+        self._finish(worker)
+        waiting = [i for i in self._waiting if self._group(i) == worker.group]
+        if waiting and self._may_start() and worker.stopped_for is None:
+            self._start(waiting[0], worker)
+        else:
+            worker.dismiss()
+
+    def _close(self, worker: Worker) -> None:
+        """A process has ended; so has its job, if it had one."""
+        self._running.remove(worker)
+        streams: list[Any] = [worker.channel, *(pipe.pipe for pipe in worker.pipes)]
+        for stream in streams:
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(stream)
+        worker.close()
+        if worker.job is not None:
+            self._finish(worker)
+
+    def _finish(self, worker: Worker) -> None:
+        job = worker.job
+        assert job is not None
+        worker.done()
         result = _job.read_answer(job)
         last = _job.tail(job) if result is None else []
-        if process.stopped_for == "timeout" and (result is None or _job.error_of(result) is not None):
+        if worker.stopped_for == "timeout" and (result is None or _job.error_of(result) is not None):
             limit = f"took longer than hydra.launcher.timeout_s={self._launcher.timeout_s:g} s and was ended"
             result = _job.failed(job, RunFailed(f"job {job.number} {limit}; what it had finished is in {job.folder}"))
-        elif result is None and process.stopped_for is not None:
+        elif result is None and worker.stopped_for is not None:
             result = _job.failed(job, Interrupted(f"job {job.number} was interrupted and left no result"))
         elif result is None:
-            result = _job.failed(job, JobLost(job.number, job.overrides, process.how(), last))
+            result = _job.failed(job, JobLost(job.number, job.overrides, worker.how(), last))
         for path in (job.request, job.answer):
             path.unlink(missing_ok=True)
-        self.rows[job.number - self._first].end(time.monotonic() - process.started_s)
+        self.rows[job.number - self._first].end(time.monotonic() - worker.started_s)
         self._settle(job.number - self._first, result)
 
     def _settle(self, i: int, result: JobReturn) -> None:
         self.results[i] = result
         error = _job.error_of(result)
         self.rows[i].settle(error)
+        self._sweep.ended(self._entries[i], self.rows[i], None if error is None else str(error))
         if error is None:
+            self._report()
             return
         if self._failure is None:
             self._failure = i
@@ -210,6 +330,12 @@ class Batch:
         say(f"mlperf_exp: job {self.rows[i].number} {self.rows[i].status}: {' '.join(text.split())}\n")
         if isinstance(error, JobLost):
             say("".join(f"    {line}\n" for line in error.tail))
+        self._report()
+
+    def _report(self) -> None:
+        """Where the sweep stands, while there is something left."""
+        if self._waiting and not self.interrupted:
+            say(f"mlperf_exp: {self._sweep.state()}\n")
 
     def _not_started(self, i: int) -> None:
         number = self.rows[i].number
@@ -219,6 +345,7 @@ class Batch:
         error = Interrupted if self.interrupted else RunFailed
         self.results[i] = _job.not_composed(self._overrides[i], error(f"job {number} was not started: {why}"))
         self.rows[i].status = "not started"
+        self._sweep.ended(self._entries[i], self.rows[i], None)
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # full: it wakes anyway; closed: nobody waits
@@ -229,16 +356,16 @@ class Batch:
             now, number = self._signals.pop(0)
             if not self.interrupted:
                 self.interrupted, self._interrupted_at = True, now
-                for process in self._running:
-                    process.stop("interrupt", now)
-                    process.advance(now)
+                for worker in self._running:
+                    worker.stop("interrupt", now)
+                    worker.advance(now)
                 self._explain_interrupt(number)
             elif number == signal.SIGINT and now - self._interrupted_at > _SAME_KEY_S:
-                for process in self._running:
-                    process.kill("interrupt")
+                for worker in self._running:
+                    worker.kill("interrupt")
 
     def _explain_interrupt(self, number: int) -> None:
-        names = ", ".join(str(process.job.number) for process in self._running)
+        names = ", ".join(str(worker.job.number) for worker in self._running if worker.job is not None)
         how = f"at most {self._launcher.grace_s:g} s; Ctrl-C again kills"
         waits = f"; waiting until job {names} has kept what it has ({how})" if names else ""
         say(f"\nmlperf_exp: {signal.Signals(number).name}{waits}\n")

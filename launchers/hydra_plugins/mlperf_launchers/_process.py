@@ -1,15 +1,16 @@
-"""A job's process as seen from the launcher: how it starts, where its output goes, how it is brought to its end."""
+"""A worker's process as seen from the launcher: how it starts, where its output goes, how it is brought to its end."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import IO, TextIO
 
@@ -28,60 +29,90 @@ class Output(Enum):
     log = "log"  # to the job's log only
 
 
-class JobProcess:
-    """One job's process, in a session of its own: the terminal's Ctrl-C reaches it only through the launcher.
+class Worker:
+    """A process that runs jobs one after another, in a session of its own: Ctrl-C reaches it through the launcher only.
 
     Args:
-        job: its request is written.
-        output: where its output goes.
+        first: the first job, whose request is written.
+        output: where the jobs' output goes.
         env: variables on top of the launcher's own.
-        lifeline: the file descriptor that tells it that the launcher is gone.
+        held: file descriptors that it keeps open: first the lifeline, which tells it that the launcher is gone.
         grace_s: how long it may take to end after an interrupt.
-        timeout_s: after how long it is interrupted; None: never.
+        timeout_s: after how long a job is interrupted; None: never.
         ended: called once, from another thread, when the process has ended.
     """
 
     def __init__(
         self,
-        job: Job,
+        first: Job,
         output: Output,
         env: Mapping[str, str],
-        lifeline: int,
+        held: Sequence[int],
         grace_s: float,
         timeout_s: float | None,
         ended: Callable[[], None],
     ) -> None:
-        self.job = job
+        self.job: Job | None = None
+        self.group = first.group
         self.status: int | None = None  # as subprocess has it; set just before ``ended`` is called
         self.stopped_for: str | None = None
-        self.started_s = time.monotonic()
-        self._grace_s = grace_s
-        self._timeout_at = None if timeout_s is None else self.started_s + timeout_s
+        self.started_s = time.monotonic()  # of the job that it runs
+        self.output = output
+        self._grace_s, self._timeout_s = grace_s, timeout_s
         self._stops: list[tuple[float, signal.Signals]] = []
-        self._log: IO[bytes] | None = None if output is Output.terminal else job.log.open("wb", buffering=0)
+        self._log: IO[bytes] | None = first.log.open("wb", buffering=0) if output is Output.log else None
         target = {Output.terminal: None, Output.lines: subprocess.PIPE, Output.log: self._log}[output]
-        files = (str(job.request), str(job.answer))
-        command = [sys.executable, "-m", "hydra_plugins.mlperf_launchers._child", *files, str(lifeline)]
+        self.channel, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "hydra_plugins.mlperf_launchers._child", str(theirs.fileno()), str(held[0])]
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
-        with _interrupts_held():
+        with theirs, _interrupts_held():
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=target,
                 stderr=target if output is not Output.log else subprocess.STDOUT,
                 env={**os.environ, **env},
-                pass_fds=(lifeline,),
+                pass_fds=(theirs.fileno(), *held),
                 start_new_session=True,
             )
-        prefix = f"[job {job.number}] "
         self.pipes = [
-            Lines(pipe, prefix, stream, self._log)
+            Lines(pipe, stream)
             for pipe, stream in ((self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr))
             if pipe is not None
         ]
-        threading.Thread(target=self._wait, args=(ended,), name=f"job {job.number}", daemon=True).start()
+        threading.Thread(target=self._wait, args=(ended,), name=f"job {first.number}", daemon=True).start()
+
+    def begin(self, job: Job) -> None:
+        """Have it run this job, whose request is written; what it prints from now on is this job's."""
+        if self.output is Output.lines:
+            self._close_log()
+            self._log = job.log.open("wb", buffering=0)
+        for pipe in self.pipes:
+            pipe.belong(f"[job {job.number}] ", self._log)
+        self.job, self.started_s = job, time.monotonic()
+        with contextlib.suppress(OSError):  # it is dead, which its status tells
+            self.channel.sendall(f"{job.request}\n".encode())
+
+    def heard(self) -> str | None:
+        """What it says after a job, ``more`` or ``last``; None where it says nothing more."""
+        try:
+            return self.channel.recv(16).decode().strip() or None
+        except OSError:
+            return None
+
+    def done(self) -> None:
+        """The job has left its answer: show the rest of its output."""
+        for pipe in self.pipes:
+            if not pipe.pipe.closed:
+                pipe.flush()
+        self.job = None
+
+    def dismiss(self) -> None:
+        """No job will come: it stops what it had kept, and ends."""
+        with contextlib.suppress(OSError):
+            self.channel.shutdown(socket.SHUT_WR)
 
     def _wait(self, ended: Callable[[], None]) -> None:
         # Not reaped here, so that the process's number stays its own for as long as signals may be sent to it.
@@ -94,6 +125,10 @@ class JobProcess:
     def deadline(self) -> float | None:
         """When ``advance`` is to be called next, on the monotonic clock."""
         return self._stops[0][0] if self._stops else None if self.stopped_for else self._timeout_at
+
+    @property
+    def _timeout_at(self) -> float | None:
+        return None if self._timeout_s is None or self.job is None else self.started_s + self._timeout_s
 
     def advance(self, now: float) -> None:
         """Do what is due: interrupt a job that takes too long, go on to stronger signals."""
@@ -133,8 +168,13 @@ class JobProcess:
         self._process.wait()
         for pipe in self.pipes:
             pipe.drain()
+        self.channel.close()
+        self._close_log()
+
+    def _close_log(self) -> None:
         if self._log is not None:
             self._log.close()
+            self._log = None
 
     def how(self) -> str:
         """How the process ended, as the end of a sentence about the job."""
@@ -150,11 +190,16 @@ class JobProcess:
 class Lines:
     """Passes a pipe's text on line by line, with a prefix, and keeps it as it came in a log."""
 
-    def __init__(self, pipe: IO[bytes], prefix: str, stream: TextIO, log: IO[bytes] | None) -> None:
+    def __init__(self, pipe: IO[bytes], stream: TextIO) -> None:
         self.pipe = pipe
-        self._prefix, self._stream, self._log = prefix, stream, log
+        self._prefix, self._stream = "", stream
+        self._log: IO[bytes] | None = None
         self._rest = b""
         os.set_blocking(pipe.fileno(), False)
+
+    def belong(self, prefix: str, log: IO[bytes] | None) -> None:
+        """What comes from now on has this prefix, and goes to this log."""
+        self._prefix, self._log = prefix, log
 
     def read(self) -> int:
         """Pass on what is there: how many bytes, 0 at the pipe's end, -1 where nothing is there yet."""
@@ -171,13 +216,17 @@ class Lines:
         self._show(lines)
         return len(data)
 
-    def drain(self) -> None:
-        """Pass on what is left after the process has ended, and close the pipe."""
+    def flush(self) -> None:
+        """Pass on all that has come, a last line without its end too."""
         for _ in range(_DRAIN_CHUNKS):
             if self.read() <= 0:  # -1: something that the job started still holds the other end
                 break
         self._show([self._rest] if self._rest else [])
         self._rest = b""
+
+    def drain(self) -> None:
+        """Pass on what is left after the process has ended, and close the pipe."""
+        self.flush()
         self.pipe.close()
 
     def _show(self, lines: list[bytes]) -> None:

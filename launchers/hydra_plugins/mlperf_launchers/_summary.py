@@ -51,6 +51,13 @@ class Row:
             read = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
             self.result = read if isinstance(read, dict) else {}
 
+    def found(self, folder: Path) -> None:
+        """An earlier start of the sweep finished the job in ``folder``."""
+        self.folder = folder
+        with contextlib.suppress(OSError, ValueError):
+            self.result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        self.seconds = self.figure("phases", "total_s")
+
     def settle(self, error: Exception | None) -> None:
         """Name the end. A run that finished and is not valid has finished, whatever it is raised as."""
         finished = error is None or isinstance(error, InvalidResult)

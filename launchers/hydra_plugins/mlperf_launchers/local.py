@@ -1,7 +1,8 @@
-"""The launcher ``local``: one fresh process a job on this machine. Only what composing a configuration needs.
+"""The launcher ``local``: a fresh process for each engine on this machine. Only what composing a configuration needs.
 
 LoadGen and vLLM want a process of their own: LoadGen cannot stop a test, and an engine does not give all its memory
-back. A job that crashes there takes neither the sweep nor the other jobs with it.
+back. A job that crashes there takes neither the sweep nor the other jobs with it. Jobs that can use the same engine
+share a process, one after another.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
+    from hydra_plugins.mlperf_launchers._sweep import Sweep
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="local", node=LocalLauncherConf, provider="mlperf_launchers")
 
 
 class LocalLauncher(Launcher):
-    """Runs each job of a sweep in a fresh process; see :mod:`hydra_plugins.mlperf_launchers._local`."""
+    """Runs the jobs of a sweep in processes of their own; see :mod:`hydra_plugins.mlperf_launchers._local`."""
 
     def __init__(
         self,
@@ -33,6 +35,8 @@ class LocalLauncher(Launcher):
         stream_logs: bool,
         env: Mapping[str, str],
         grace_s: float,
+        reuse_engine: bool = True,
+        retries: int = 1,
     ) -> None:
         self.max_parallel = max_parallel
         self.timeout_s = timeout_s
@@ -40,6 +44,9 @@ class LocalLauncher(Launcher):
         self.stream_logs = stream_logs
         self.env = dict(env)
         self.grace_s = grace_s
+        self.reuse_engine = reuse_engine
+        self.retries = retries
+        self.sweep: Sweep | None = None  # what lasts from one batch to the next
         self.hydra_context: HydraContext | None = None
         self.task_function: TaskFunction | None = None
         self.config: DictConfig | None = None

@@ -1,0 +1,115 @@
+"""What a sweep on this machine has beyond one batch of jobs: its lock, its record, and what an earlier start left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra_plugins.mlperf_launchers._job import Job, failed, placed
+from hydra_plugins.mlperf_launchers._process import say
+from hydra_plugins.mlperf_launchers._summary import Row
+from omegaconf import DictConfig
+
+from mlperf_exp.errors import InvalidResult
+from mlperf_exp.sweep import earlier, record
+from mlperf_exp.sweep.identity import Identity, varying
+from mlperf_exp.sweep.record import JobEntry, SweepRecord
+from mlperf_exp.sweep.text import count_line
+
+
+class Sweep:
+    """A sweep's folder, held for this process and its workers.
+
+    Raises:
+        UserError: another sweep writes there.
+    """
+
+    def __init__(self, folder: Path, config: DictConfig, max_parallel: int, retries: int, wait_s: float) -> None:
+        folder = folder.absolute()
+        self.lock = record.hold(folder, wait_s)
+        before = record.read(folder)
+        self.earlier = earlier.look(folder, before)
+        self.continued = bool(before or self.earlier.finished or self.earlier.failed or self.earlier.odd)
+        self._retries = retries
+        self.record = SweepRecord(
+            folder, ["python", *sys.orig_argv[1:]], [str(text) for text in config.hydra.overrides.task], max_parallel
+        )
+
+    def add(self, rows: Sequence[Row], identities: Sequence[Identity]) -> list[JobEntry]:
+        """Write down the jobs of a batch, none of them started."""
+        own = varying([list(row.overrides) for row in rows])
+        entries = [
+            JobEntry(row.number, list(row.overrides), pairs, identity.plan_hash)
+            for row, pairs, identity in zip(rows, own, identities, strict=True)
+        ]
+        self.record.jobs += entries
+        return entries
+
+    def finished_before(self, job: Job, entry: JobEntry) -> JobReturn | None:
+        """What an earlier start of the sweep made of this job; None where it is to be run (again)."""
+        folder = self.earlier.take(entry.plan_hash, job.folder)
+        if folder is None:
+            return None
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        entry.folder, entry.earlier = str(folder.relative_to(self.record.folder)), True
+        run = result["run"]
+        entry.started_at, entry.seconds = run["started_at"], result["phases"]["total_s"]
+        entry.settle("finished", None, result)
+        entry.ended_at = run["ended_at"]
+        done = failed(placed(job, folder), InvalidResult(f"the run in {folder} is not valid"))
+        if result["plan"]["config"].get("fail_on_invalid") and not result["verdict"]["valid"]:
+            return done
+        done.status, done.return_value = JobStatus.COMPLETED, result
+        return done
+
+    def given_up(self, entry: JobEntry) -> str | None:
+        """Why a job that failed before is not tried again; None where it is."""
+        failures = self.earlier.failed[entry.plan_hash or ""]
+        entry.attempt = failures + 1
+        if failures <= self._retries:
+            return None
+        entry.attempt = failures
+        return f"it had failed {failures} times, and hydra.launcher.retries={self._retries}"
+
+    def place(self, job: Job, entry: JobEntry) -> Job:
+        """The job in a folder in which no run was begun."""
+        if entry.plan_hash is None:  # of another program, or one that will be refused
+            return job
+        return placed(job, earlier.free_folder(job.folder))
+
+    def announce(self) -> None:
+        """On a start that continues: what is there, and what cannot be used."""
+        for folder, why in self.earlier.odd.items():
+            if folder.name not in {job.folder for job in self.record.jobs}:
+                say(f"mlperf_exp: {folder} is left as it is: {why}\n")
+        say(f"mlperf_exp: continuing {self.record.folder}: {self.state()}\n")
+
+    def state(self) -> str:
+        """How the sweep stands, in one line."""
+        return count_line(self.record.counts(), self.record.remaining_s())
+
+    def save(self, ended: bool = False) -> None:
+        """Write ``sweep.json``; a full disk must not end the sweep."""
+        with contextlib.suppress(OSError):
+            self.record.save(ended)
+
+    def started(self, entry: JobEntry, folder: Path) -> None:
+        """A job starts."""
+        entry.status, entry.started_at = "running", record.now()
+        entry.folder = _relative(folder, self.record.folder)
+        self.save()
+
+    def ended(self, entry: JobEntry, row: Row, error: str | None) -> None:
+        """A job has ended, or will not be started."""
+        entry.seconds = row.seconds
+        entry.settle(row.status, error, row.result)
+        self.save()
+
+
+def _relative(folder: Path, sweep_dir: Path) -> str:
+    return str(folder.relative_to(sweep_dir)) if folder.is_relative_to(sweep_dir) else str(folder)
