@@ -283,6 +283,18 @@ class Tracking:
 
 
 @dataclass
+class Expected:
+    """What somebody published, or promised, for this run: shown beside what is measured, and never judged."""
+
+    metric: str = MISSING  # a name of result.json's metrics
+    low: float | None = None  # either may be open; equal where one figure was published
+    high: float | None = None
+    unit: str = ""
+    means: str = ""  # what the figure is of, where that is not plain
+    source: str = MISSING
+
+
+@dataclass
 class Telemetry:
     """Power, memory and utilization of the run's host, sampled by a process of its own."""
 
@@ -301,6 +313,7 @@ class Config:
     backend: Any = MISSING  # VllmBackend | OpenaiBackend | SimulatedBackend
     tracking: Tracking = field(default_factory=Tracking)
     telemetry: Telemetry = field(default_factory=Telemetry)
+    expected: dict[str, Expected] = field(default_factory=dict)
     name: str | None = None  # shown in MLflow; None: made of model, hardware and scenario
     seed: int = 1
     division: Division = Division.closed

@@ -60,7 +60,7 @@ PARTS: dict[str, Part] = {
     ),
     **_keys(Part.load, "", "scenario division compliance"),
     **_keys(Part.engine, "", "seed"),  # vLLM's own seed, dummy weights and simulated latencies follow it
-    **_keys(Part.record, "", "name tracking fail_on_invalid progress require_network telemetry"),
+    **_keys(Part.record, "", "name tracking telemetry expected fail_on_invalid progress require_network"),
     **_keys(Part.engine, "backend.", "name"),
     **_keys(Part.engine, "backend.", "engine gpu_memory_utilization warmup_queries start_timeout_s"),
     **_keys(Part.engine, "backend.", "urls served_model api_key_env routing connections connect_timeout_s"),

@@ -9,6 +9,7 @@ them again.
     charts.py     the only import of matplotlib: points -> inline SVG and PNG
     section.py    what a section of the page is made of
     sections.py   the sections that other modules add, in their order
+    render.py     templates whose values are escaped, for HTML and for Markdown
     run_page.py   writes report.html, report.md and plots/
     terminal.py   the table at the end of a run
 """

@@ -12,20 +12,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
-from markupsafe import Markup
 
 from mlperf_exp.files import write_atomic
 from mlperf_exp.report import charts, sections, series, text, view
+from mlperf_exp.report.render import html_environment, markdown_environment
 from mlperf_exp.report.series import Series
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _CONFIG_LIMIT = 200_000  # characters of YAML on the page; the whole is in config.yaml
 _FILES_LIMIT = 200
 _OWN = {"report.html", "report.md"}
-_BLOCK = re.compile(r"^(?:(\d+)([.)])(?=\s|$)|([-+=])(?=\s|[-+=]|$))")  # what makes a list or a rule of a line
-_MARKDOWN = re.compile(r"([\\`*\[\]|#~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 
 
 def write_report(run_dir: Path, result: dict[str, Any]) -> list[Path]:
@@ -65,8 +61,8 @@ def write_report(run_dir: Path, result: dict[str, Any]) -> list[Path]:
     for chart in drawn:
         pictures.append(plots / f"{chart.name}.png")
         write_atomic(pictures[-1], chart.png)
-    write_atomic(page, _html().get_template("run.html.j2").render(facts))
-    write_atomic(markdown, _markdown().get_template("run.md.j2").render(facts))
+    write_atomic(page, html_environment().get_template("run.html.j2").render(facts))
+    write_atomic(markdown, markdown_environment().get_template("run.md.j2").render(facts))
     return [page, markdown, *pictures]
 
 
@@ -76,50 +72,6 @@ def _pictures(markdown: Path) -> set[str]:
         return set(re.findall(r"^!\[.*]\(plots/([\w-]+)\.png\)$", markdown.read_text(encoding="utf-8"), re.MULTILINE))
     except (OSError, ValueError):
         return set()
-
-
-def _html() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(size=text.size, duration=text.duration, svg=Markup)
-    environment.globals["style"] = Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    return environment
-
-
-def _markdown() -> jinja2.Environment:
-    """Escapes every value by Markdown's rules, as autoescape does by HTML's; ``Markup`` goes in as it is."""
-    environment = jinja2.Environment(  # noqa: S701 - finalize escapes
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        finalize=escape_markdown,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(size=text.size, duration=text.duration, fenced=_fenced, raw=Markup)
-    return environment
-
-
-def escape_markdown(value: Any) -> str:
-    """``value`` on one line, so that no character of it means anything to a Markdown reader, not even in a table."""
-    if isinstance(value, Markup):
-        return value
-    line = " ".join(str(value).split())
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    line = _MARKDOWN.sub(r"\\\1", line)
-    return _BLOCK.sub(lambda m: f"{m[1]}\\{m[2]}" if m[1] else f"\\{m[3]}", line)
-
-
-def _fenced(content: str) -> Markup:
-    """A code block whose fence is longer than any run of backticks inside it."""
-    longest = max((len(run) for run in re.findall(r"`+", content)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return Markup("{0}yaml\n{1}\n{0}").format(Markup(fence), Markup(content.rstrip("\n")))
 
 
 def _config(result: Mapping[str, Any]) -> str:

@@ -7,12 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlperf_exp.report import client_section
+from mlperf_exp.report import client_section, expected
 from mlperf_exp.report.section import Build, Section
 
 log = logging.getLogger(__name__)
 
-SECTIONS: tuple[Build, ...] = (client_section.build,)
+SECTIONS: tuple[Build, ...] = (
+    client_section.build,
+    expected.section,
+)
 
 
 def build(result: Mapping[str, Any], run_dir: Path) -> Iterator[Section]:

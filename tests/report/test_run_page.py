@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 
 from mlperf_exp.report import write_report
 from mlperf_exp.report.__main__ import main
-from mlperf_exp.report.run_page import escape_markdown
+from mlperf_exp.report.render import escape_markdown
 
 HOSTILE = "<script>alert(1)</script><svg onload=alert(2)>\"'|`](javascript:x) {{ 7 * 7 }} \x1b[31m\x00"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
