@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -60,14 +61,23 @@ def register() -> None:
 
 
 def task(cfg: DictConfig) -> dict[str, object]:
-    """One job: what Hydra calls with the composed configuration.
+    """One job: what Hydra calls with the composed configuration."""
 
-    The error of a single run is kept for :func:`main` instead of raised: Hydra would first print a line of its own.
-    """
-    try:
+    def work(cfg: DictConfig) -> dict[str, object]:
         from mlperf_exp.run import run
 
         return run(cfg)
+
+    return one_job(work, cfg)
+
+
+def one_job(work: Callable[[DictConfig], dict[str, object]], cfg: DictConfig) -> dict[str, object]:
+    """Do a job's work.
+
+    The error of a single run is kept for :func:`serve` instead of raised: Hydra would first print a line of its own.
+    """
+    try:
+        return work(cfg)
     except Exception as error:
         if HydraConfig.get().mode is not RunMode.RUN:
             raise
@@ -79,17 +89,22 @@ def task(cfg: DictConfig) -> dict[str, object]:
 
 def main() -> NoReturn:
     """Run the command line and end the process with its exit status."""
+    serve("config", task)
+
+
+def serve(config_name: str, function: Callable[[DictConfig], dict[str, object]]) -> NoReturn:
+    """Run an application of Hydra on the configurations in ``conf/`` and end the process with its exit status."""
     register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over instead of printing and exiting
     logging.raiseExceptions = False  # a log that cannot be written (full disk) must not print tracebacks
-    leave(_status(_hydra))
+    leave(_status(partial(_hydra, config_name, function)))
 
 
-def _hydra() -> None:
+def _hydra(config_name: str, function: Callable[[DictConfig], dict[str, object]]) -> None:
     refuse_secrets(sys.argv[1:])
     _refuse_nothing(sys.argv[1:])
     _refuse_flags(sys.argv[1:])
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(function)()
     if _ended_by:
         raise _ended_by[0]
 

@@ -323,6 +323,19 @@ class Config:
     progress: bool = True  # live display on a terminal, plain lines elsewhere
 
 
+@dataclass
+class DoctorConfig:
+    """What ``python -m mlperf_exp.doctor`` looks at."""
+
+    hw: Hardware = MISSING
+    folder: str = "."  # whose disk is measured: where runs, data or weights are
+    disk_mib: int = 256  # written to it
+    seconds: float = 2.0  # of each measurement of the network
+    timeout_s: float = 120.0  # how long nodes wait for each other
+    require_network: bool = True  # as for runs
+    json: bool = False  # the report as JSON on standard output
+
+
 BACKENDS: dict[str, type[Backend]] = {
     "vllm": VllmBackend,
     "openai": OpenaiBackend,
@@ -346,6 +359,7 @@ def register() -> None:
     """Make the schemas known to Hydra; the files in ``conf/`` extend them as ``/schema/...``."""
     store = ConfigStore.instance()
     store.store(group="schema", name="config", node=Config)
+    store.store(group="schema", name="doctor", node=DoctorConfig)
     store.store(group="schema", name="hw", node=Hardware)
     store.store(group="schema", name="scenario", node=ScenarioRules)
     for group, kinds in (("model", MODELS), ("dataset", DATASETS)):

@@ -207,8 +207,9 @@ def spec_of(job: Job, config: DictConfig, settings: RemoteLauncherConf, override
         from mlperf_exp.plan import make_plan
 
         make_plan(task, job.folder)
-        for key in _FACTS:
-            value = OmegaConf.select(task, key)
+    for key in _FACTS:
+        value = OmegaConf.select(task, key, throw_on_missing=False)
+        if value is not None:
             facts[key] = getattr(value, "name", value)
     return JobSpec(
         number=job.number,
