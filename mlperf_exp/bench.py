@@ -16,6 +16,7 @@ from typing import Any
 from mlperf_exp import hashes, loadgen, running
 from mlperf_exp.client import client_metrics
 from mlperf_exp.compliance import session
+from mlperf_exp.config import Search
 from mlperf_exp.errors import Interrupted, RunFailed
 from mlperf_exp.files import write_atomic
 from mlperf_exp.inputs import Inputs
@@ -77,6 +78,10 @@ def measure(system: Running, plan: Plan, inputs: Inputs, progress: Progress) -> 
     For each measurement after the first the system is idle and its caches are empty again. Never raises for what a
     system or a signal does: that is part of the answer, with all that finished before it.
     """
+    if plan.config.search is not Search.off:
+        from mlperf_exp.search.session import search
+
+        return search(running, plan, inputs, progress)
     metrics: dict[str, float] = {}
     phases: dict[str, float] = {}
     tests: list[Test] = []

@@ -39,6 +39,13 @@ class Division(Enum):
     open = "open"
 
 
+class Search(Enum):
+    """``max_qps`` looks for the highest valid rate of a scenario with arrivals, and measures at it."""
+
+    off = "off"
+    max_qps = "max_qps"
+
+
 class Compliance(Enum):
     """When MLPerf's compliance tests run: with ``auto`` in the closed division."""
 
@@ -266,6 +273,7 @@ class SimulatedBackend(Backend):
     tpot_ms: float = 1.0
     sigma: float = 0.2
     output_tokens: int = 128
+    concurrency: int | None = None  # queries at a time, the others wait; None: all at once
     error_rate: float = 0.0
     fail_after: int | None = None  # the whole system is lost after so many queries
     hang_after: int | None = None  # queries after so many are never answered
@@ -318,6 +326,7 @@ class Config:
     seed: int = 1
     division: Division = Division.closed
     compliance: Compliance = Compliance.auto
+    search: Search = Search.off
     fail_on_invalid: bool = False
     require_network: bool = True  # a job over several nodes fails where NCCL did not use hw.network
     progress: bool = True  # live display on a terminal, plain lines elsewhere

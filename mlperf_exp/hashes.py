@@ -58,14 +58,16 @@ PARTS: dict[str, Part] = {
         "hw.",
         "name bandwidth_gb_s peak_tflops power_w cpus_per_node host_memory_gib network_gbit_s source",
     ),
-    **_keys(Part.load, "", "scenario division compliance"),
+    **_keys(Part.load, "", "scenario division compliance search"),
     **_keys(Part.engine, "", "seed"),  # vLLM's own seed, dummy weights and simulated latencies follow it
     **_keys(Part.record, "", "name tracking telemetry expected fail_on_invalid progress require_network"),
     **_keys(Part.engine, "backend.", "name"),
     **_keys(Part.engine, "backend.", "engine gpu_memory_utilization warmup_queries start_timeout_s"),
     **_keys(Part.engine, "backend.", "urls served_model api_key_env routing connections connect_timeout_s"),
     **_keys(Part.engine, "backend.", "request_timeout_s idle_timeout_s send_min_tokens"),
-    **_keys(Part.engine, "backend.", "ttft_ms tpot_ms sigma output_tokens error_rate fail_after hang_after"),
+    **_keys(
+        Part.engine, "backend.", "ttft_ms tpot_ms sigma output_tokens concurrency error_rate fail_after hang_after"
+    ),
 }
 
 

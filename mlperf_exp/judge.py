@@ -20,6 +20,7 @@ from mlperf_exp.config import (
 )
 from mlperf_exp.messages import Measurement, Plan, Score, Test, Verdict
 
+ARRIVALS = (Scenario.server, Scenario.interactive)
 BOUNDED = {"ttft": "TTFT", "tpot": "TPOT", "latency": "latency"}  # what a scenario may bound, and how it is called
 
 
@@ -94,6 +95,7 @@ def _performance(plan: Plan, measurement: Measurement, test: Test | None) -> Ite
         bound, value = getattr(rules, f"{name}_ms"), metrics.get(f"{name}_p99_ms")
         if bound is not None and value is not None and value > bound:
             now = "" if rules.target_qps is None else f": lower scenario.target_qps (now {rules.target_qps:g})"
+            now += f", or run scenario={rules.name.name} search=max_qps" if now and rules.name in ARRIVALS else ""
             yield f"{label[0].upper()}{label[1:]} p99 {value:,.0f} ms is over {bound:,.0f} ms{now}."
         elif bound is not None and value is None:
             yield f"{label[0].upper()}{label[1:]} was not measured, and the scenario bounds it at {bound:,.0f} ms."

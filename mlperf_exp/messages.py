@@ -185,6 +185,7 @@ class Measurement:
     warnings: tuple[str, ...] = ()
     telemetry: dict[str, Any] = field(default_factory=dict)
     engine: EngineStart | None = None  # None: no system was started
+    search: dict[str, Any] | None = None  # what search.json holds, where a rate was looked for
 
 
 @dataclass(frozen=True, slots=True)

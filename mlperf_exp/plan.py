@@ -19,6 +19,7 @@ from mlperf_exp.config import (
     Mode,
     OpenaiBackend,
     Scenario,
+    Search,
     SimulatedBackend,
     VllmBackend,
     Weights,
@@ -53,6 +54,7 @@ def make_plan(cfg: DictConfig, run_dir: Path) -> Plan:
     _check_kinds(config)
     check_numbers(config)
     _check_load(config)
+    _check_search(config)
     _check_names(config)
     derived: list[Derived] = []
     warnings: list[str] = []
@@ -141,6 +143,20 @@ def _check_load(config: Config) -> None:
             f"{rules.target_qps:g} for {rules.min_duration_s:g} s makes {duration_queries:,.0f} queries",
             f"Lower it, or scenario.min_duration_s, to at most {MAX_QUERIES:,} queries",
         )
+
+
+def _check_search(config: Config) -> None:
+    rules = config.scenario
+    if config.search is Search.off:
+        return
+    if rules.name not in (Scenario.server, Scenario.interactive):
+        raise UserError(
+            "search",
+            f"{rules.name.name} has no rate of arrivals to look for",
+            "Use scenario=server or scenario=interactive; for the highest throughput, sweep engine settings with -m",
+        )
+    if rules.mode is Mode.accuracy:
+        raise UserError("search", "looks for a rate, and accuracy has none", "Use scenario.mode=both or performance")
 
 
 def _check_names(config: Config) -> None:

@@ -49,6 +49,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "backend.tpot_ms": (0, _ANY),
     "backend.sigma": (0, 10),
     "backend.output_tokens": (1, 2**20),
+    "backend.concurrency": (1, 2**20),
     "backend.error_rate": (0, 1),
     "backend.fail_after": (0, _ANY),
     "backend.hang_after": (0, _ANY),

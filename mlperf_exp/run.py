@@ -28,9 +28,10 @@ from mlperf_exp.judge import judge
 from mlperf_exp.messages import EngineStart, Measurement, Plan, Verdict
 from mlperf_exp.plan import make_plan
 from mlperf_exp.progress import Progress
+from mlperf_exp.search.state import settled, unfinished
 from mlperf_exp.telemetry import of_run
 from mlperf_exp.telemetry.sampler import Sampler
-from mlperf_exp.track.tracker import Tracker
+from mlperf_exp.track.tracker import Tracker, go_on
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """
     start = Start.now()
     plan = make_plan(cfg, Path(HydraConfig.get().runtime.output_dir))
-    with signals.handled(_interrupt), _only_run_in(plan.run_dir):
+    with signals.handled(_interrupt), _only_run_in(plan):
         write_atomic(plan.run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
         inputs = load(plan)
         plan = replace(plan, derived=(*plan.derived, *inputs.derived))
@@ -62,6 +63,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         with sampler, Progress(plan) as progress:
             start.phases["prepare_s"] = start.elapsed_s
             measurement = _measure(plan, inputs, progress)
+        plan = settled(plan, measurement)
         measurement = of_run.add(plan, measurement, sampler)
         verdict = judge(plan, measurement)
         result = make_result(plan, inputs, measurement, verdict, start, identity)
@@ -219,6 +221,7 @@ def make_result(
             for test in measurement.tests
         },
         "telemetry": measurement.telemetry,
+        **({"search": measurement.search} if measurement.search else {}),
         "artifacts": [],
     }
 
@@ -305,8 +308,12 @@ def _interrupt(number: int, _: object) -> None:
 
 
 @contextlib.contextmanager
-def _only_run_in(folder: Path) -> Iterator[None]:
-    """Hold the folder: two runs in one, or a run over another's result, are refused."""
+def _only_run_in(plan: Plan) -> Iterator[None]:
+    """Hold the folder: two runs in one, or a run over another's result, are refused.
+
+    A search that was interrupted left a result, and goes on in its folder.
+    """
+    folder = plan.run_dir
     with (folder / "run.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -314,6 +321,9 @@ def _only_run_in(folder: Path) -> Iterator[None]:
             raise UserError(
                 "hydra.run.dir", f"another run is writing to {folder}", "Give this one a folder of its own"
             ) from None
-        if (folder / "result.json").exists():
+        if unfinished(plan):
+            (folder / "result.json").unlink(missing_ok=True)
+            go_on(folder)
+        elif (folder / "result.json").exists():
             raise UserError("hydra.run.dir", f"{folder} already holds a result", "Give this run a folder of its own")
         yield

@@ -82,6 +82,27 @@ def draw(
     return charts
 
 
+def knee(points: Sequence[tuple[float, float, bool]], bound: float | None, label: str) -> Chart:
+    """Latency at p99 (ms) against the rate (queries/s) of a search's probes; each says whether it was valid."""
+    with mpl.rc_context(_STYLE):
+        picture, axes = _figure()
+        ordered = sorted(points)
+        axes.plot([rate for rate, _, _ in ordered], [ms for _, ms, _ in ordered], color=_LINE, zorder=1)
+        for valid, colour, marker, name in ((True, _ACCENT, "o", "valid"), (False, _BOUND, "x", "not valid")):
+            chosen = [(rate, ms) for rate, ms, good in ordered if good is valid]
+            if chosen:
+                axes.plot(*zip(*chosen, strict=True), marker, color=colour, markersize=6, label=name, zorder=3)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set(xlabel="Offered rate (queries/s)", ylabel=f"{label} p99 (ms)")
+        words = f"{label} at p99 against the rate, {len(ordered)} tests"
+        if bound is not None:
+            axes.axhline(bound, color=_BOUND, linestyle=(0, (5, 3)), linewidth=1.4)
+            words += f"; bound {figure(bound, 'ms')} (dashed)"
+        axes.legend(frameon=False, loc="upper left")
+        return _chart("knee", "Latency against rate", f"{words}. Logarithmic axes.", picture)
+
+
 def _distribution(key: str, label: str, data: Distribution, bound: float | None) -> Chart:
     picture, axes = _figure()
     low, high = float(data.ms[0]), float(data.ms[-1])

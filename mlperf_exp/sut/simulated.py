@@ -1,7 +1,9 @@
 """A system that answers by a seeded latency model, to measure the harness and to test it against faults.
 
 Time to first token and time per output token are log-normal around the configured medians, drawn once for every row
-in turn. One thread keeps the future events in a heap and delivers all that are due in one batch.
+in turn. With ``concurrency`` it answers so many at a time, first come, first served, which gives it a capacity:
+``concurrency`` over the mean latency. One thread keeps the future events in a heap and delivers all that are due in
+one batch.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from mlperf_exp.sut.base import Sink
 
 _DRAWS = 1 << 16
 _FIRST_TOKEN, _COMPLETION = 0, 1
+_Events = list[tuple[int, int, int, int, Sink]]  # when, in which order, what, row, to whom
+_Waiting = deque[tuple[int, int, Sink]]  # since when, row, to whom
 
 
 class Simulated:
@@ -42,6 +46,8 @@ class Simulated:
         self._stopping = False
         self._thread: threading.Thread | None = None
         self.lag = Lag()
+        self._order = itertools.count()
+        self._busy = 0  # queries that are being answered
 
     def latencies_ns(self, row: int) -> tuple[int, int]:
         """The modelled time to first token and latency of a row, in nanoseconds."""
@@ -71,8 +77,8 @@ class Simulated:
             self._thread = None
 
     def _deliver(self) -> None:
-        events: list[tuple[int, int, int, int, Sink]] = []
-        order = itertools.count()
+        events: _Events = []
+        waiting: _Waiting = deque()
         lost = False
         while not self._stopping:
             while self._inbox:
@@ -83,9 +89,9 @@ class Simulated:
                             sink.failed("the simulated system was told to fail (backend.fail_after)")
                         lost = True
                     elif self._config.hang_after is None or query.row < self._config.hang_after:
-                        ttft, total = self.latencies_ns(query.row)
-                        heapq.heappush(events, (issued + ttft, next(order), _FIRST_TOKEN, query.row, sink))
-                        heapq.heappush(events, (issued + total, next(order), _COMPLETION, query.row, sink))
+                        waiting.append((issued, query.row, sink))
+                if waiting:
+                    self._take_in(waiting, events)
             self._wake.clear()
             if self._inbox:
                 continue
@@ -93,20 +99,36 @@ class Simulated:
             if not events or events[0][0] > now:
                 self._wake.wait((events[0][0] - now) / 1e9 if events else 0.2)
                 continue
-            self._answer_due(events, now)
+            self._answer_due(events, waiting, now)
+        for _, row, sink in waiting:
+            sink.complete([Completion(row, error="stopped")])
         for _, _, kind, row, sink in events:
             if kind == _COMPLETION:
                 sink.complete([Completion(row, error="stopped")])
 
-    def _answer_due(self, events: list[tuple[int, int, int, int, Sink]], now: int) -> None:
+    def _take_in(self, waiting: _Waiting, events: _Events, at: int = 0) -> None:
+        """Begin with those that wait, as many as may be answered at a time; not before ``at``."""
+        while waiting and (self._config.concurrency is None or self._busy < self._config.concurrency):
+            issued, row, sink = waiting.popleft()
+            ttft, total = self.latencies_ns(row)
+            began = max(issued, at)
+            self._busy += 1
+            heapq.heappush(events, (began + ttft, next(self._order), _FIRST_TOKEN, row, sink))
+            heapq.heappush(events, (began + total, next(self._order), _COMPLETION, row, sink))
+
+    def _answer_due(self, events: _Events, waiting: _Waiting, now: int) -> None:
         self.lag.note((now - events[0][0]) / 1e9)
         first: dict[Sink, list[int]] = {}
         done: dict[Sink, list[Completion]] = {}
         while events and events[0][0] <= now:
-            _, _, kind, row, sink = heapq.heappop(events)
+            due, _, kind, row, sink = heapq.heappop(events)
             if kind == _FIRST_TOKEN:
                 first.setdefault(sink, []).append(row)
-            elif self._error[row % _DRAWS]:
+                continue
+            self._busy -= 1
+            if waiting:
+                self._take_in(waiting, events, due)
+            if self._error[row % _DRAWS]:
                 done.setdefault(sink, []).append(Completion(row, error="simulated error (backend.error_rate)"))
             else:
                 done.setdefault(sink, []).append(Completion(row, self._tokens))

@@ -22,6 +22,7 @@ from typing import Any
 from mlperf_exp.credentials import redact
 from mlperf_exp.files import write_json
 from mlperf_exp.track import content
+from mlperf_exp.track.probes import Probes
 from mlperf_exp.track.tracker import LIVE, RESULT, STATE, read_object
 
 # MLflow's own defaults wait for minutes and try for hours; a value that the user has set stays.
@@ -51,6 +52,7 @@ class Mirror:
         self.error: str | None = None
         self._client: Any = None
         self._connected = False
+        self._probes = Probes(run_dir, options["run_id"])
         self._offset = 0  # of live.jsonl: what lies before it was sent
         self._first_at: float | None = None
         self._sent_ms = 0
@@ -76,6 +78,7 @@ class Mirror:
         for end, points, phase in self._new_lines():
             self._log(points, tags={} if phase in (None, self._phase) else {"phase": phase})
             self._offset, self._phase = end, phase
+        self._probes.send(self._client, self._client.get_run(self.run_id))
 
     def send_result(self) -> None:
         """Send what ``result.json`` says, then the files, then the end; without one, that the run was lost."""
@@ -85,7 +88,7 @@ class Mirror:
         tags = content.tags(result) if result else {"status": "interrupted"}
         tags = {k: v for k, v in {**tags, "phase": "end"}.items() if run.data.tags.get(k) != v}
         params = {k: v for k, v in content.params(result).items() if k not in run.data.params}
-        self._log([p for p in content.points(result) if p.key not in run.data.metrics], params, tags)
+        self._log([p for p in content.points(result) if run.data.metrics.get(p.key) != p.value], params, tags)
         if not run.inputs.dataset_inputs:
             self._log_data_set(content.data_source(result))
         for path in content.files(self.run_dir, result):

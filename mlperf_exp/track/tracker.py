@@ -175,6 +175,13 @@ class Tracker:
         return TrackOutcome(False, f"{problem}. {remedy}", run_id, time.monotonic() - started)
 
 
+def go_on(run_dir: Path) -> None:
+    """Forget that MLflow's run has ended: a run that was interrupted goes on in its folder, and in that MLflow run."""
+    state = read_object(run_dir / STATE)
+    if state.get("ended") is not None:
+        write_json(run_dir / STATE, {**state, "ended": None})
+
+
 def absolute_uri(uri: str) -> str:
     """``uri`` with a relative path (SQLite, file or plain) made absolute, so that it means the same everywhere."""
     match = re.fullmatch(r"(sqlite:///|file:(?!/))?([^:?]*)(\?.*)?", uri)
