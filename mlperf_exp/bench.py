@@ -81,7 +81,7 @@ def measure(system: Running, plan: Plan, inputs: Inputs, progress: Progress) -> 
     if plan.config.search is not Search.off:
         from mlperf_exp.search.session import search
 
-        return search(running, plan, inputs, progress)
+        return search(system, plan, inputs, progress)
     metrics: dict[str, float] = {}
     phases: dict[str, float] = {}
     tests: list[Test] = []

@@ -6,16 +6,17 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mlperf_exp.bench import Running, measure
+from mlperf_exp.bench import measure
 from mlperf_exp.inputs import Inputs
 from mlperf_exp.messages import Measurement, Plan
 from mlperf_exp.progress import Progress
+from mlperf_exp.running import Running
 from mlperf_exp.search.probe import at_rate, first_rate, judged, probe_plan
 from mlperf_exp.search.rates import Probe, found, next_probe, next_run
 from mlperf_exp.search.state import State
 
 
-def search(running: Running, plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
+def search(system: Running, plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
     """Find the highest valid rate, and measure at it in full; see :func:`mlperf_exp.bench.measure`.
 
     The measurement's ``search`` holds what ``search.json`` does.
@@ -31,14 +32,14 @@ def search(running: Running, plan: Plan, inputs: Inputs, progress: Progress) -> 
         short = probe_plan(plan, rate, number, len(inputs.samples))
         shutil.rmtree(short.run_dir, ignore_errors=True)  # of a probe that was killed
         short.run_dir.mkdir(parents=True)
-        measured = measure(running, short, inputs, progress)
+        measured = measure(system, short, inputs, progress)
         if measured.failure:
             return replace(measured, search=state.as_dict())
         state.add(judged(short, measured, number, False, plan.config.scenario.min_duration_s))
-    return _full(running, plan, inputs, progress, state)
+    return _full(system, plan, inputs, progress, state)
 
 
-def _full(running: Running, plan: Plan, inputs: Inputs, progress: Progress, state: State) -> Measurement:
+def _full(system: Running, plan: Plan, inputs: Inputs, progress: Progress, state: State) -> Measurement:
     """The full run at the rate that was found, stepping down while it is not valid; then accuracy and compliance."""
     measured: Measurement | None = None
     settled = found(state.probes)  # of a run that was killed after it was confirmed: measured once more
@@ -46,7 +47,7 @@ def _full(running: Running, plan: Plan, inputs: Inputs, progress: Progress, stat
         number = len(state.probes) + 1
         full = at_rate(plan, rate)
         shutil.rmtree(plan.run_dir / "performance", ignore_errors=True)
-        measured = measure(running, replace(full, modes=("performance",), compliance=()), inputs, progress)
+        measured = measure(system, replace(full, modes=("performance",), compliance=()), inputs, progress)
         if measured.failure:
             return replace(measured, search=state.as_dict())
         probe = judged(full, measured, number, True, 0.0)
@@ -60,7 +61,7 @@ def _full(running: Running, plan: Plan, inputs: Inputs, progress: Progress, stat
     rate = state.probes[-1].target_qps
     rest = replace(at_rate(plan, rate), modes=tuple(mode for mode in plan.modes if mode != "performance"))
     if rest.modes or rest.compliance:
-        others = measure(running, rest, inputs, progress)
+        others = measure(system, rest, inputs, progress)
         measured = replace(
             others,
             metrics=measured.metrics | others.metrics,
