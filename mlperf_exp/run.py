@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mlperf_exp import environment, hashes, measure, network, signals
@@ -57,6 +58,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             run_name(plan.config),
             tags(plan) | identity,
             plain(plan.config) | {"engine": plan.engine},
+            _sweep_dir(),
         )
         without = [tracker.pid] if tracker.pid else []
         sampler = Sampler.start(plan.run_dir, plan.config.telemetry, of_run.gpus(plan), without)
@@ -143,6 +145,12 @@ def run_id(folder: Path) -> str:
     """A name for the run in this folder that no other run has: its folder's, with the sweep's before it."""
     short = folder.name.replace(".", "").isdigit()  # 3, or 3.2 for a second attempt
     return f"{folder.parent.name}-{folder.name}" if short else folder.name
+
+
+def _sweep_dir() -> Path | None:
+    """The folder of the sweep that this run is a job of."""
+    hydra = HydraConfig.get()
+    return Path(str(hydra.sweep.dir)).absolute() if hydra.mode is RunMode.MULTIRUN else None
 
 
 def run_name(config: Config) -> str:
@@ -268,7 +276,7 @@ def _track(plan: Plan, result: dict[str, Any], tracker: Tracker, start: Start) -
 
 def artifacts(folder: Path) -> list[dict[str, Any]]:
     """The run's files with size and SHA-256; what Hydra and the running program still write to is left out."""
-    skipped = {"result.json", "run.log", "tracking.log", "engine.log", "mlflow_run.json", "run.lock"}
+    skipped = {"result.json", "run.log", "tracking.log", "tracking.json", "engine.log", "mlflow_run.json", "run.lock"}
     found = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)

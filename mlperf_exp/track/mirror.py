@@ -21,6 +21,7 @@ from typing import Any
 
 from mlperf_exp.credentials import redact
 from mlperf_exp.files import write_json
+from mlperf_exp.sweep import record
 from mlperf_exp.track import content
 from mlperf_exp.track.probes import Probes
 from mlperf_exp.track.tracker import LIVE, RESULT, STATE, read_object
@@ -35,6 +36,7 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+MLFLOW_PARENT, PARENT_LOCK = "mlflow.parentRunId", ".mlflow_parent.lock"
 _SENT = "live/completed"  # in every line of live.jsonl: its newest point says how far MLflow has the file
 
 
@@ -105,10 +107,12 @@ class Mirror:
         with _one_at_a_time(uri):  # two runs must not create one new database
             self._client = _client(uri)
             experiment = self._experiment()
-        self.run_id = self._known() or self._found(experiment) or self._created(experiment)
+        own_id = str(self.options["run_id"])
+        self.run_id = self._known() or self._found(experiment, own_id) or self._created(experiment)
         self._save()
         run = self._client.get_run(self.run_id)
-        self._log([], {k: v for k, v in self.options.get("params", {}).items() if k not in run.data.params})
+        params = self.options.get("params", {}) | self._swept()
+        self._log([], {k: v for k, v in params.items() if k not in run.data.params})
         if _SENT in run.data.metrics:
             history = self._client.get_metric_history(self.run_id, _SENT)
             self._sent_ms = max((metric.timestamp for metric in history), default=0)
@@ -148,9 +152,9 @@ class Mirror:
             )
         return self.run_id
 
-    def _found(self, experiment: str) -> str | None:
+    def _found(self, experiment: str, run_id: str) -> str | None:
         """The MLflow run that an earlier process created and could not write down any more."""
-        query = f"tags.`{content.RUN_ID_TAG}` = '{self.options['run_id']}'"
+        query = f"tags.`{content.RUN_ID_TAG}` = '{run_id}'"
         runs = self._client.search_runs([experiment], query, max_results=1)
         return runs[0].info.run_id if runs else None
 
@@ -162,9 +166,55 @@ class Mirror:
             "mlflow.source.type": "LOCAL",
             **self.options.get("tags", {}),
         }
+        name = self.options["run_name"]
+        if self.options.get("sweep"):
+            tags[MLFLOW_PARENT] = self._parent(experiment, Path(self.options["sweep"]))
+            name = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in self._own().items()) or name
         started_ms = int(self.options["started_at"] * 1000)
-        run = self._client.create_run(experiment, started_ms, tags, self.options["run_name"])
+        run = self._client.create_run(experiment, started_ms, tags, content.clip(name, content.MAX_KEY))
         return str(run.info.run_id)
+
+    def _parent(self, experiment: str, sweep_dir: Path) -> str:
+        """The MLflow run of the sweep that this run is a job of; made by whichever of its jobs comes first."""
+        with alone_by(sweep_dir / PARENT_LOCK):
+            found = self._found(experiment, sweep_dir.name)
+            if found is not None:
+                return found
+            swept = record.read(sweep_dir)
+            tags = {
+                content.RUN_ID_TAG: sweep_dir.name,
+                "kind": "sweep",
+                "status": "running",
+                "mlflow.user": _user(),
+                "mlflow.source.type": "LOCAL",
+                **content.clean_tags({"overrides": " ".join(swept.get("overrides") or ())}),
+            }
+            started_ms = int(self.options["started_at"] * 1000)
+            return str(self._client.create_run(experiment, started_ms, tags, f"sweep {sweep_dir.name}").info.run_id)
+
+    def _own(self) -> dict[str, str]:
+        """The overrides by which this job differs from the others of its sweep."""
+        swept = record.read(Path(self.options["sweep"])) if self.options.get("sweep") else {}
+        for job in swept.get("jobs") or ():
+            if job["folder"] == self.run_dir.name:
+                return dict(job["own"])
+        return {}
+
+    def _swept(self) -> dict[str, str]:
+        return content.flatten(self._own(), "sweep.")
+
+    def send_counts(self, counts: Mapping[str, int]) -> None:
+        """Of a sweep: how many jobs are done, failed, left, now."""
+        at_ms = int(time.time() * 1000)
+        self._log([content.Point(f"jobs/{k.replace(' ', '_')}", float(v), at_ms, 0) for k, v in counts.items()])
+
+    def close_sweep(self, swept: Mapping[str, Any]) -> None:
+        """Of a sweep: send its record and its end."""
+        status = str(swept.get("status", "interrupted"))
+        self._client.log_artifact(self.run_id, str(self.run_dir / record.SWEEP))
+        self._log([], tags={"status": status, "varying": " ".join(swept.get("varying") or ())})
+        self._client.set_terminated(self.run_id, _STATUS.get(status, "KILLED"))
+        self.ended = status
 
     def _log(
         self,
@@ -254,6 +304,16 @@ def _client(uri: str) -> Any:
 
 def _sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
+
+
+@contextlib.contextmanager
+def alone_by(lock: Path) -> Iterator[None]:
+    """Hold a lock; where its folder cannot be written to, or knows no locks, nothing is held."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            file = stack.enter_context(lock.open("a"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

@@ -32,6 +32,9 @@ STATE = "mlflow_run.json"  # written by the tracker: which MLflow run this is, h
 LOG = "tracking.log"
 RESULT = "result.json"
 LIVE = "live.jsonl"
+SWEEP_TRACKER = "MLPERF_EXP_SWEEP_TRACKER"  # in a job's environment: the sweep whose runs one process tracks
+
+_HAND_OVER_S = 2.0  # how long a sweep's job waits for MLflow at its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ class Tracker:
         self.uri = uri  # None: tracking is off
         self._problem = problem
         self._process: subprocess.Popen[bytes] | None = None
+        self._options: dict[str, Any] = {}
+        self._of_sweep = False
 
     @classmethod
     def start(
@@ -62,6 +67,7 @@ class Tracker:
         run_name: str,
         tags: Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
+        sweep_dir: Path | None = None,
     ) -> Tracker:
         """Start tracking the run in ``run_dir``; returns at once and never raises.
 
@@ -72,6 +78,7 @@ class Tracker:
             run_name: shown in MLflow.
             tags: known at the start; the tags of the result come on top.
             params: nested configuration that MLflow shows from the start; the result's is added at the end.
+            sweep_dir: the sweep that the run is a job of. Its MLflow run is the parent of this one.
         """
         run_dir = run_dir.absolute()
         if not config.enabled:
@@ -95,10 +102,15 @@ class Tracker:
             "hostname": socket.gethostname(),
             "parent_pid": os.getpid(),
             "parent_started_at": psutil.Process().create_time(),
+            "sweep": str(sweep_dir.absolute()) if sweep_dir else None,
         }
+        tracker._options = options
         try:
             write_json(run_dir / OPTIONS, options)
-            tracker._spawn("--supervised")
+            if sweep_dir is not None and os.environ.get(SWEEP_TRACKER) == str(sweep_dir.absolute()):
+                tracker._of_sweep = True  # one process tracks all of the sweep's runs
+            else:
+                tracker._spawn("--supervised")
         except OSError as error:
             tracker._problem = f"tracking: MLflow's process did not start: {error}"
         return tracker
@@ -123,6 +135,8 @@ class Tracker:
         started = time.monotonic()
         if self.uri is None:
             return TrackOutcome(True, "tracking is off")
+        if self._of_sweep:
+            return self._hand_over(started, min(timeout_s, _HAND_OVER_S))
         if self._process is None:
             return self._failed(self._problem or "tracking: not started", started)
         deadline = started + timeout_s
@@ -143,6 +157,20 @@ class Tracker:
             if not (self.run_dir / LOG).stat().st_size:
                 (self.run_dir / LOG).unlink()  # it had nothing to say
         return TrackOutcome(True, f"MLflow run {run_id} at {uri}", run_id, time.monotonic() - started)
+
+    def _hand_over(self, started: float, timeout_s: float) -> TrackOutcome:
+        """Tell the sweep's process that all is written; wait a little, so that it does not disturb the next job."""
+        with contextlib.suppress(OSError):
+            write_json(self.run_dir / OPTIONS, {**self._options, "written": True})
+        while True:
+            state = read_object(self.run_dir / STATE)
+            if state.get("ended") or state.get("error") or time.monotonic() - started > timeout_s:
+                break
+            time.sleep(0.05)
+        run_id, seconds = state.get("mlflow_run_id"), time.monotonic() - started
+        if state.get("ended"):
+            return TrackOutcome(True, f"MLflow run {run_id} at {redact(self.uri or '')}", run_id, seconds)
+        return TrackOutcome(True, "the sweep's tracking sends it later", run_id, seconds)
 
     def _spawn(self, *flags: str) -> None:
         with (self.run_dir / LOG).open("ab") as log:

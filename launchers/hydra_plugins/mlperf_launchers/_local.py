@@ -151,6 +151,8 @@ class Batch:
         """Run all jobs, or as many as errors and signals leave."""
         with self._listening():
             self._take_earlier()
+            if self._waiting:
+                self._sweep.track(self._jobs)
             while True:
                 while self._may_start() and len(self._running) < self._launcher.max_parallel:
                     self._start(self._choose(None))
@@ -167,6 +169,7 @@ class Batch:
             "interrupted" if self.interrupted else "failed" if ends - {"finished"} else "finished"
         )
         self._sweep.save(ended=True)
+        self._sweep.finish_tracking()
 
     def close(self) -> None:
         """Kill what still runs, which is so after a fault of the launcher only, and let go of all descriptors."""
@@ -240,7 +243,9 @@ class Batch:
             _job.write_request(job, self._shared, launcher.grace_s, log, another)
             if worker is None:
                 held = (self._lifeline, self._sweep.lock)
-                worker = Worker(job, output, launcher.env, held, launcher.grace_s, launcher.timeout_s, self._wake)
+                worker = Worker(
+                    job, output, launcher.env | self._sweep.env, held, launcher.grace_s, launcher.timeout_s, self._wake
+                )
                 self._watch(worker)
         except (HydraException, OmegaConfBaseException, ExperimentError, OSError) as error:
             if worker is not None:

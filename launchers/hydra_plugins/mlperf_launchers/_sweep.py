@@ -13,13 +13,15 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.mlperf_launchers._job import Job, failed, placed
 from hydra_plugins.mlperf_launchers._process import say
 from hydra_plugins.mlperf_launchers._summary import Row
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from mlperf_exp.config import Config, Tracking
 from mlperf_exp.errors import InvalidResult
 from mlperf_exp.sweep import earlier, record
 from mlperf_exp.sweep.identity import Identity, varying
 from mlperf_exp.sweep.record import JobEntry, SweepRecord
 from mlperf_exp.sweep.text import count_line
+from mlperf_exp.track.tracker import SWEEP_TRACKER, Tracker
 
 
 class Sweep:
@@ -36,6 +38,8 @@ class Sweep:
         self.earlier = earlier.look(folder, before)
         self.continued = bool(before or self.earlier.finished or self.earlier.failed or self.earlier.odd)
         self._retries = retries
+        self._tracker: Tracker | None = None
+        self._tracking_timeout_s = 0.0
         self.record = SweepRecord(
             folder, ["python", *sys.orig_argv[1:]], [str(text) for text in config.hydra.overrides.task], max_parallel
         )
@@ -49,6 +53,33 @@ class Sweep:
         ]
         self.record.jobs += entries
         return entries
+
+    def track(self, jobs: Sequence[Job | None]) -> None:
+        """Start the process that keeps the sweep in MLflow, where its jobs want that; once for all batches."""
+        configs = [job.config for job in jobs if job is not None and OmegaConf.get_type(job.config) is Config]
+        if self._tracker is not None or not configs:
+            return
+        tracking = OmegaConf.to_object(configs[0].tracking)
+        assert isinstance(tracking, Tracking)
+        self._tracking_timeout_s = tracking.timeout_s
+        self.save()
+        tags = {"kind": "sweep", "overrides": " ".join(self.record.overrides)}
+        folder = self.record.folder
+        self._tracker = Tracker.start(folder, tracking, folder.name, f"sweep {folder.name}", tags)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What tells the jobs that their sweep is tracked by one process."""
+        tracked = self._tracker is not None and self._tracker.pid is not None
+        return {SWEEP_TRACKER: str(self.record.folder)} if tracked else {}
+
+    def finish_tracking(self) -> None:
+        """Wait until MLflow has the sweep; say so where it has not."""
+        tracker, self._tracker = self._tracker, None
+        if tracker is None or tracker.uri is None:
+            return
+        outcome = tracker.finish(self._tracking_timeout_s)
+        say(f"mlperf_exp: {outcome.message}{'; to see it: make ui' if outcome.ok else ''}\n")
 
     def finished_before(self, job: Job, entry: JobEntry) -> JobReturn | None:
         """What an earlier start of the sweep made of this job; None where it is to be run (again)."""
