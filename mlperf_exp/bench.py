@@ -25,7 +25,7 @@ from mlperf_exp.messages import ComplianceTest, Measurement, Plan, Score, Test
 from mlperf_exp.progress import Progress
 from mlperf_exp.running import Running
 from mlperf_exp.sut import create
-from mlperf_exp.sut.base import SystemUnderTest
+from mlperf_exp.sut.base import Reports, SystemUnderTest
 
 # CPython lets a thread keep the interpreter for 5 ms by default, which would stand in the latencies of all others.
 _SWITCH_INTERVAL_S = 0.0005
@@ -107,8 +107,14 @@ def measure(system: Running, plan: Plan, inputs: Inputs, progress: Progress) -> 
         interrupted = True
     if failure or interrupted:  # queries of the test may still be inside it
         system.lost = system.lost or failure or "a measurement on it was interrupted"
+    own, warnings = system.sut.report() if isinstance(system.sut, Reports) else ({}, ())
     measurement = Measurement(
-        metrics, phases, tuple(tests), compliance=tuple(checked), failure=failure, warnings=inputs.warnings
+        metrics | own,
+        phases,
+        tuple(tests),
+        compliance=tuple(checked),
+        failure=failure,
+        warnings=(*inputs.warnings, *warnings),
     )
     return _interrupted(measurement) if interrupted else measurement
 

@@ -243,8 +243,8 @@ def _near(name: str, allowed: list[str]) -> str:
 def leave(status: int) -> NoReturn:
     """End the process; at once where a test is still inside LoadGen, which cannot be stopped.
 
-    At once also after vLLM: its engine is stopped by now, and its libraries would fill the terminal with complaints
-    about each other's leaks.
+    At once also after vLLM or PyTorch: what they ran is stopped by now, and libraries would fill the terminal with
+    complaints about each other's leaks.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -253,6 +253,6 @@ def leave(status: int) -> NoReturn:
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     loadgen = sys.modules.get("mlperf_exp.loadgen")
-    if "vllm" in sys.modules or (loadgen is not None and loadgen.abandoned()):
+    if "vllm" in sys.modules or "torch" in sys.modules or (loadgen is not None and loadgen.abandoned()):
         os._exit(status)
     sys.exit(status)

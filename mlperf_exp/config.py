@@ -264,6 +264,29 @@ class OpenaiBackend(Backend):
     send_min_tokens: bool = True
 
 
+class Compile(Enum):
+    """How the torch backend makes a network's kernels."""
+
+    none = "none"  # PyTorch's own, one after the other
+    fused = "fused"  # batch norm folded; convolution, addition and ReLU in one kernel of cuDNN (GPU)
+    inductor = "inductor"  # torch.compile
+    max_autotune = "max_autotune"  # torch.compile that tries many kernels; minutes the first time
+
+
+@dataclass
+class TorchBackend(Backend):
+    """PyTorch in this process: networks that answer with one forward pass."""
+
+    name: str = "torch"
+    max_batch: int | None = None  # images, or tokens of packed text, in one batch; None: by device and scenario
+    max_wait_ms: float = 0.0  # how long a batch that could start waits for more samples
+    in_flight: int | None = None  # batches that are copied, computed or answered at the same time; None: by scenario
+    compile: Compile | None = None  # None: by device and network
+    cuda_graphs: bool = True
+    threads: int | None = None  # processor threads of one operation; None: PyTorch's own choice
+    warmup_batches: int = 3  # of each size
+
+
 @dataclass
 class SimulatedBackend(Backend):
     """Answers by a seeded latency model: measures and tests the harness itself, never a system."""
@@ -318,7 +341,7 @@ class Config:
     dataset: Any = MISSING  # Prompts | Images | Questions
     hw: Hardware = MISSING
     scenario: ScenarioRules = MISSING
-    backend: Any = MISSING  # VllmBackend | OpenaiBackend | SimulatedBackend
+    backend: Any = MISSING  # VllmBackend | OpenaiBackend | TorchBackend | SimulatedBackend
     tracking: Tracking = field(default_factory=Tracking)
     telemetry: Telemetry = field(default_factory=Telemetry)
     expected: dict[str, Expected] = field(default_factory=dict)
@@ -348,6 +371,7 @@ class DoctorConfig:
 BACKENDS: dict[str, type[Backend]] = {
     "vllm": VllmBackend,
     "openai": OpenaiBackend,
+    "torch": TorchBackend,
     "simulated": SimulatedBackend,
 }
 MODELS: dict[str, type[Model]] = {
@@ -360,6 +384,7 @@ READS: dict[type[Model], type[Dataset]] = {Decoder: Prompts, ImageClassifier: Im
 RUNS: dict[type[Backend], tuple[type[Model], ...]] = {
     VllmBackend: (Decoder,),
     OpenaiBackend: (Decoder,),
+    TorchBackend: (ImageClassifier, ExtractiveQa),
     SimulatedBackend: (Decoder,),
 }
 

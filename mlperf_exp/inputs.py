@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlperf_exp.config import Decoder, Device, SimulatedBackend, VllmBackend
+from mlperf_exp.config import Decoder, Device, ImageClassifier, SimulatedBackend, TorchBackend, VllmBackend
 from mlperf_exp.environment import gpus
 from mlperf_exp.errors import UserError
 from mlperf_exp.messages import Derived, Plan, Sample, Score
@@ -37,7 +37,7 @@ class Inputs:
     """
 
     model: Path | None
-    samples: Sequence[Any]
+    samples: Any  # a sequence of what the model's kind is asked with
     scorer: Scorer | None
     prompt_tokens: Sequence[int] | None = None
     derived: tuple[Derived, ...] = ()
@@ -51,7 +51,7 @@ def check_machine(plan: Plan) -> tuple[str, ...]:
         UserError: the profile wants GPUs that are not here.
     """
     hw = plan.config.hw
-    if not isinstance(plan.config.backend, VllmBackend):
+    if not isinstance(plan.config.backend, VllmBackend | TorchBackend):
         return ()
     if hw.device is Device.cpu:
         if isinstance(plan.config.model, Decoder):
@@ -103,7 +103,13 @@ def _reader(model: Any) -> Callable[[Plan], Inputs]:
         from mlperf_exp.kinds import decoder
 
         return decoder.load
-    raise AssertionError(f"nothing reads samples for a {type(model).__name__}")
+    if isinstance(model, ImageClassifier):
+        from mlperf_exp.kinds import images
+
+        return images.load
+    from mlperf_exp.kinds import questions
+
+    return questions.load
 
 
 def _check_drawn(drawn: int | None, present: int) -> None:

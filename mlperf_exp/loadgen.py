@@ -65,7 +65,7 @@ def settings(plan: Plan, mode: str, total_samples: int) -> tuple[lg.TestSettings
         raise RunFailed(f"LoadGen could not read its own configuration for {name}, {scenario}")
     chosen.scenario = getattr(lg.TestScenario, scenario)
     chosen.mode = MODES[mode]
-    samples = rules.samples or total_samples
+    samples = rules.samples or min(total_samples, model.performance_samples or total_samples)
     user: dict[str, float] = {
         "min_duration": round(rules.min_duration_s * 1000),
         "performance_sample_count_override": samples,

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from mlperf_exp import batches
 from mlperf_exp.benchmarks import BENCHMARKS, bounds_ms
 from mlperf_exp.compliance import rules as compliance
 from mlperf_exp.config import (
@@ -21,6 +22,7 @@ from mlperf_exp.config import (
     Scenario,
     Search,
     SimulatedBackend,
+    TorchBackend,
     VllmBackend,
     Weights,
 )
@@ -62,6 +64,8 @@ def make_plan(cfg: DictConfig, run_dir: Path) -> Plan:
     engine: dict[str, Any] = {}
     if isinstance(config.backend, VllmBackend):
         engine = _engine(config, derived, warnings)
+    if isinstance(config.backend, TorchBackend):
+        engine = batches.engine(config, derived)
     if isinstance(config.backend, OpenaiBackend):
         if not config.backend.urls:
             raise UserError("backend.urls", "the list is empty", "Give at least one: backend.urls=[http://host:8000]")

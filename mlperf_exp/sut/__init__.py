@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlperf_exp.config import OpenaiBackend, SimulatedBackend, VllmBackend
+from mlperf_exp.config import OpenaiBackend, SimulatedBackend, TorchBackend, VllmBackend
 from mlperf_exp.kinds.decoder import tokenizer
 from mlperf_exp.messages import Plan
 from mlperf_exp.sut.base import SystemUnderTest
@@ -29,6 +29,10 @@ def create(plan: Plan, model: Path | None) -> SystemUnderTest:
             min_tokens=rules.min_new_tokens,
             tokenize=tokenizer(model, special=False) if model is not None else None,
         )
+    if isinstance(backend, TorchBackend):
+        from mlperf_exp.sut.torch import Torch
+
+        return Torch(plan, model)
     if isinstance(backend, SimulatedBackend):
         from mlperf_exp.sut.simulated import Simulated
 

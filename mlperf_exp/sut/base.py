@@ -64,3 +64,11 @@ class HoldsSamples(Protocol):
 
     def unload(self, samples: Sequence[int]) -> None:
         """These are not asked for any more."""
+
+
+@runtime_checkable
+class Reports(Protocol):
+    """A system that knows figures of its own."""
+
+    def report(self) -> tuple[dict[str, float], tuple[str, ...]]:
+        """Metrics such as ``peak_memory_gib``, and warnings, after a measurement."""

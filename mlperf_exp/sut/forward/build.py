@@ -1,0 +1,92 @@
+"""Plan, weights and samples -> the program that the ``torch`` backend runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlperf_exp.config import Compile, Device, ExtractiveQa, ImageClassifier
+from mlperf_exp.errors import UserError
+from mlperf_exp.messages import Plan
+from mlperf_exp.sut.forward.program import Program
+
+
+def program(plan: Plan, weights: Path | None, samples: Any) -> Program:
+    """The network of the plan's model, not yet on a device. ``weights`` None: random ones.
+
+    Raises:
+        UserError: the weights cannot be read, or are of another architecture.
+    """
+    model, kernels = plan.config.model, Compile[plan.engine["compile"]]
+    dtype = computed_in(model.dtype, plan.config.hw.device)
+    if isinstance(model, ImageClassifier):
+        from mlperf_exp import networks
+        from mlperf_exp.sut.forward.images import ImageProgram
+
+        network = networks.build(model.network, model.classes)
+        if weights is not None:
+            load_into(network, weights, model)
+        return ImageProgram(model, network, samples.pixels, dtype, kernels)
+    assert isinstance(model, ExtractiveQa)
+    from mlperf_exp.sut.forward.bert import PackedBert
+    from mlperf_exp.sut.forward.questions import QuestionProgram
+
+    state = None if weights is None else state_dict(weights)
+    compiled = kernels is not Compile.none
+    return QuestionProgram(
+        samples.tokens, lambda device: PackedBert(model, state, getattr(torch, dtype), device, compiled)
+    )
+
+
+def computed_in(dtype: str, device: Device) -> str:
+    """Torch's name of the type; ``auto`` is float16 on a GPU, and what a processor is fast in."""
+    if dtype != "auto":
+        return dtype
+    if device is Device.cuda:
+        return "float16"
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if fast else "float32"
+
+
+def state_dict(path: Path) -> dict[str, Any]:
+    """The tensors of a ``.safetensors`` or a PyTorch file (read without running code), or of a folder with one.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    files = [path] if path.is_file() else [*sorted(path.glob("*.safetensors")), *sorted(path.glob("*.bin"))]
+    if not files:
+        raise UserError("model.path", f"{path} has no weights", "Give a .safetensors or .pth file, or its folder")
+    found: dict[str, Any] = {}
+    for file in files:
+        try:
+            if file.suffix == ".safetensors":
+                from safetensors.torch import load_file
+
+                found |= load_file(str(file))
+            else:
+                found |= torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # each format has its own kinds
+            why = " ".join(str(error).split())[:200]
+            raise UserError("model.path", f"{file} cannot be read: {why}", "Fetch the weights again") from None
+    return found
+
+
+def load_into(network: Any, weights: Path, model: ImageClassifier) -> None:
+    """Put the weights into the network.
+
+    Raises:
+        UserError: they are of another architecture, or of another number of classes.
+    """
+    state = state_dict(weights)
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        first = next((line for line in str(error).splitlines()[1:] if line.strip()), str(error))
+        raise UserError(
+            "model.path",
+            f"the weights of {weights} are not those of {model.network} with {model.classes} classes: {first.strip()}",
+            "Give the weights that belong to it, or another model=",
+        ) from None

@@ -1,0 +1,238 @@
+"""PyTorch in this process: networks that answer with one forward pass, under dynamic batching.
+
+Queries wait in the order of their arrival. Whenever a slot is free, the thread ``dispatch`` takes as many as make the
+best batch, and starts it; the thread ``answer`` waits for batches in turn and completes their queries. Which size is
+best follows from the times measured at the start: the one that answers most a second with what waits now. So nothing
+waits for a batch to fill up while the device is idle, and batches grow by themselves as the load does
+(``backend.max_wait_ms`` holds them back for longer where that is wanted).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlperf_exp.config import Device, TorchBackend
+from mlperf_exp.errors import ExperimentError, RunFailed
+from mlperf_exp.messages import Answers, Completion, Plan, Queries, Query
+from mlperf_exp.sut.base import Sink
+from mlperf_exp.sut.forward.program import Program
+
+_STOP_S = 30.0
+
+
+class _Batch(NamedTuple):
+    """Queries on their way through the device."""
+
+    slot: Any
+    size: int
+    rows: NDArray[np.int64]
+    samples: NDArray[np.int64]
+    sink: Sink
+
+
+class Torch:
+    """See the module. ``model`` is the file or folder of the weights; None with random ones."""
+
+    def __init__(self, plan: Plan, model: Path | None) -> None:
+        assert isinstance(plan.config.backend, TorchBackend)
+        self._plan, self._backend, self._model = plan, plan.config.backend, model
+        self._executor: Any = None
+        self._program: Program | None = None
+        self._inbox: deque[tuple[Sequence[Query], Sink]] = deque()
+        self._rows: list[int] = []
+        self._samples: list[int] = []
+        self._taken = 0  # of both: what was put into batches
+        self._sink: Sink | None = None
+        self._since = 0.0  # when the first of those that wait came, or was left waiting
+        self._wake = threading.Event()
+        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._running: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._sizes: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._rates: NDArray[np.float64] = np.zeros(0)
+        self._ending: str | None = "not started"  # why queries are not taken
+
+    def start(self, samples: Sequence[Any]) -> dict[str, float]:
+        """Build the network, choose kernels and warm up every size; see :class:`SystemUnderTest`."""
+        import torch
+
+        from mlperf_exp.sut.forward import build
+        from mlperf_exp.sut.forward.executor import Executor
+
+        began = time.perf_counter()
+        backend = self._backend
+        if backend.threads:
+            torch.set_num_threads(backend.threads)
+        self._program = build.program(self._plan, self._model, samples)
+        cuda = self._plan.config.hw.device is Device.cuda
+        self._executor = Executor(
+            self._program,
+            "cuda" if cuda else "cpu",
+            slots=self._plan.engine["in_flight"],
+            graphs=backend.cuda_graphs,
+            warmup=backend.warmup_batches,
+        )
+        chosen = range(min(len(samples), self._plan.config.scenario.samples or len(samples), 1024))
+        self._program.load(chosen)
+        built = time.perf_counter()
+        try:
+            self._executor.start(self._plan.engine["sizes"], chosen)
+        except ExperimentError:
+            raise
+        except Exception as error:
+            raise RunFailed(f"the network could not be warmed up: {type(error).__name__}: {_line(error)}") from error
+        self._sizes = np.array(list(self._executor.seconds), dtype=np.int64)
+        self._rates = 1.0 / np.array(list(self._executor.seconds.values()))
+        for slot in self._executor.slots:
+            self._free.put(slot)
+        self._ending = None
+        for work in (self._dispatch, self._answer):
+            thread = threading.Thread(target=work, name=f"torch{work.__name__}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        return {"start_s": built - began, "warmup_s": time.perf_counter() - built}
+
+    def load(self, samples: Sequence[int]) -> None:
+        """See :class:`mlperf_exp.sut.base.HoldsSamples`."""
+        assert self._program is not None
+        self._program.load(samples)
+
+    def unload(self, samples: Sequence[int]) -> None:
+        """They stay until others are loaded: LoadGen asks for the same ones again."""
+
+    def submit(self, queries: Sequence[Query], sink: Sink) -> None:
+        """Put the queries behind those that wait."""
+        if self._ending is not None:
+            sink.complete([Completion(query.row, error=self._ending) for query in queries])
+            return
+        self._inbox.append((queries, sink))
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def reset(self, samples: Sequence[Any]) -> None:
+        """Nothing is kept between queries; LoadGen loads its samples itself."""
+
+    def report(self) -> tuple[dict[str, float], tuple[str, ...]]:
+        """See :class:`mlperf_exp.sut.base.Reports`."""
+        if self._executor is None:
+            return {}, ()
+        return {"peak_memory_gib": self._executor.peak_memory_gib()}, tuple(self._executor.warnings)
+
+    def stop(self) -> None:
+        """End the threads; what is outstanding completes with the error "stopped"."""
+        self._ending = self._ending or "stopped"
+        self._wake.set()
+        for _ in self._threads:
+            self._free.put(None)
+        for thread in self._threads:
+            thread.join(_STOP_S)
+        self._threads.clear()
+        if self._executor is not None:
+            self._executor.close()
+            self._executor = None
+
+    def _dispatch(self) -> None:
+        sink = None
+        try:
+            while self._ending is None:
+                slot = self._free.get()
+                while slot is not None and self._ending is None:
+                    self._wake.wait()
+                    self._drain()
+                    sink = self._sink
+                    batch = self._next(slot)
+                    if batch is None:
+                        continue
+                    self._executor.launch(slot, batch.size, batch.samples)
+                    self._running.put(batch)
+                    break
+        except Exception as error:
+            self._lost(error, sink or self._sink)
+        self._drain()
+        if self._sink is not None and self._taken < len(self._rows):
+            ending = self._ending or "stopped"
+            self._sink.complete([Completion(row, error=ending) for row in self._rows[self._taken :]])
+        self._running.put(None)
+
+    def _answer(self) -> None:
+        while (batch := self._running.get()) is not None:
+            try:
+                data, offsets = self._executor.wait(batch.slot, batch.size, batch.samples)
+                batch.sink.complete_many(Answers(batch.rows, data, offsets))
+            except Exception as error:
+                self._lost(error, batch.sink)
+            self._free.put(batch.slot)
+
+    def _lost(self, error: Exception, sink: Sink | None) -> None:
+        """A batch broke: on a GPU nothing after it can be trusted, so the run fails, and the process goes on."""
+        reason = f"PyTorch failed: {type(error).__name__}: {_line(error)}"
+        self._ending = self._ending or reason
+        self._wake.set()
+        if sink is not None:
+            sink.failed(reason)
+
+    def _drain(self) -> None:
+        """Move what came in to those that wait."""
+        self._wake.clear()
+        if self._taken and self._taken * 2 > len(self._rows):
+            del self._rows[: self._taken], self._samples[: self._taken]
+            self._taken = 0
+        idle = self._taken == len(self._rows)
+        while self._inbox:
+            queries, self._sink = self._inbox.popleft()
+            if isinstance(queries, Queries):
+                self._rows.extend(range(queries.first, queries.first + len(queries)))
+                self._samples.extend(queries.samples)
+            else:
+                self._rows.extend(query.row for query in queries)
+                self._samples.extend(query.sample for query in queries)
+            if idle:
+                self._since, idle = time.perf_counter(), False
+
+    def _next(self, slot: Any) -> _Batch | None:
+        """The best batch out of what waits; None where there is none, or it shall wait for more."""
+        assert self._program is not None
+        begin = self._taken
+        waiting = len(self._rows) - begin
+        if not waiting:
+            return None
+        most = int(self._program.most(int(self._sizes[-1])))
+        samples = np.array(self._samples[begin : begin + most], dtype=np.int64)
+        units = np.cumsum(self._program.lengths(samples))
+        counts = np.searchsorted(units, self._sizes, side="right")
+        answered = np.where(counts > 0, units[np.maximum(counts, 1) - 1], 0)
+        best = int(np.argmax(answered * self._rates))
+        count, size = int(counts[best]), int(self._sizes[best])
+        if not count:
+            raise RunFailed(f"sample {samples[0]} is longer than the largest batch")
+        if count == waiting and best < len(self._sizes) - 1 and self._waits():
+            return None
+        self._taken += count
+        self._since = time.perf_counter()
+        rows = np.array(self._rows[begin : begin + count], dtype=np.int64)
+        assert self._sink is not None
+        # The rest can go on at once.
+        self._wake.set()
+        return _Batch(slot, size, rows, samples[:count], self._sink)
+
+    def _waits(self) -> bool:
+        """Whether a batch of all that waits is held back for more; sleeps until something comes, or the time is up."""
+        left = self._backend.max_wait_ms / 1e3 - (time.perf_counter() - self._since)
+        if left <= 0:
+            return False
+        self._wake.wait(left)
+        self._wake.set()
+        return True
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
