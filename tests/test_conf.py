@@ -37,11 +37,20 @@ def composed(*overrides: str) -> DictConfig:
     return compose("config", list(overrides))
 
 
+RUN_BY = {
+    config.Decoder: ("vllm", "openai", "simulated"),
+    config.ImageClassifier: ("torch",),
+    config.ExtractiveQa: ("torch",),
+}
+
+
 def needed(model: config.Model, hw: config.Hardware, scenario: config.ScenarioRules, backend: str) -> str | None:
     """The key that a combination must be refused for, by rule; None: it must be planned."""
+    if backend not in RUN_BY[type(model)]:
+        return "backend"  # not of its kind
     if (model.benchmark or "").endswith("-edge") and scenario.name.value not in ("Offline", "SingleStream"):
         return "scenario"  # MLPerf has no such scenario at the edge
-    if backend == "vllm" and hw.nodes > 1:
+    if backend in ("vllm", "torch") and hw.nodes > 1:
         return "hw"  # an engine in this process drives one node
     return None
 
@@ -83,7 +92,7 @@ def test_every_combination_is_planned_or_refused_with_a_reason(model: str, hw: s
         if key is None:
             plan = make_plan(cfg, tmp_path)
             assert plan.modes == (("performance",) if backend == "simulated" else ("performance", "accuracy")), what
-            assert bool(plan.engine) == (backend == "vllm")
+            assert bool(plan.engine) == (backend in ("vllm", "torch"))
             planned += 1
         else:
             with pytest.raises(UserError) as caught:
@@ -92,21 +101,33 @@ def test_every_combination_is_planned_or_refused_with_a_reason(model: str, hw: s
             assert caught.value.problem, what
             assert caught.value.remedy, what
             refused += 1
-    assert planned
-    assert bool(refused) == (model == "llama3_8b_edge" or hw.startswith("2x"))
+    assert refused
+    assert bool(planned) == (not hw.startswith("2x") or "vllm" in RUN_BY[type(OmegaConf.to_object(base.model))])
 
 
 @pytest.mark.parametrize("dataset", options("dataset"))
 @pytest.mark.parametrize("model", options("model"))
-def test_every_dataset_goes_with_every_model(model: str, dataset: str, tmp_path: Path) -> None:
-    plan = make_plan(composed(f"model={model}", f"dataset={dataset}"), tmp_path)
+def test_every_dataset_goes_with_every_model_of_its_kind(model: str, dataset: str, tmp_path: Path) -> None:
+    cfg = composed(f"model={model}", f"dataset={dataset}")
+    if OmegaConf.get_type(cfg.dataset) is not config.READS[OmegaConf.get_type(cfg.model)]:
+        with pytest.raises(UserError) as caught:
+            make_plan(cfg, tmp_path)
+        assert caught.value.key == "dataset"
+        return
+    plan = make_plan(cfg, tmp_path)
     assert plan.config.dataset.name == dataset
     assert ("accuracy" in plan.modes) == (dataset != "synthetic")
 
 
 @pytest.mark.parametrize(
     ("model", "dataset"),
-    [("llama3_8b", "cnn_dailymail"), ("llama3_8b_edge", "cnn_dailymail_edge"), ("llama3_tiny", "articles")],
+    [
+        ("llama3_8b", "cnn_dailymail"),
+        ("llama3_8b_edge", "cnn_dailymail_edge"),
+        ("llama3_tiny", "articles"),
+        ("resnet50", "imagenet"),
+        ("bert_large", "squad"),
+    ],
 )
 def test_each_model_brings_its_data_set(model: str, dataset: str) -> None:
     assert composed(f"model={model}").dataset.name == dataset
@@ -262,7 +283,11 @@ def test_profiles_of_several_differ_from_one_in_number_and_network_only(
 
 @pytest.mark.parametrize("model", options("model"))
 def test_parameter_counts_follow_from_the_shapes(model: str) -> None:
-    shape = composed(f"model={model}").model.architecture
+    decoder = composed(f"model={model}").model
+    if OmegaConf.get_type(decoder) is not config.Decoder:
+        assert "architecture" not in decoder  # nothing to count
+        return
+    shape = decoder.architecture
     attention = shape.hidden_size * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
     layer = attention + 3 * shape.hidden_size * shape.intermediate_size + 2 * shape.hidden_size
     assert shape.parameters == shape.layers * layer + 2 * shape.vocab_size * shape.hidden_size + shape.hidden_size

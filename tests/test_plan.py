@@ -21,8 +21,12 @@ from mlperf_exp.config import (
     Architecture,
     Config,
     Decoder,
+    ExtractiveQa,
     Hardware,
+    ImageClassifier,
+    Images,
     Prompts,
+    Questions,
     ScenarioRules,
     Telemetry,
     Tracking,
@@ -267,12 +271,15 @@ def test_dummy_weights_load_nothing_and_measure_no_accuracy() -> None:
 
 def _wrong() -> Iterator[tuple[str, str, float]]:
     """(backend, key, value): a value below and above each range, and for real numbers those that are none."""
-    groups = {"scenario": ScenarioRules, "dataset": Prompts, "model": Decoder, "hw": Hardware, "tracking": Tracking,
-              "telemetry": Telemetry}  # fmt: skip
+    groups = {"scenario": ScenarioRules, "hw": Hardware, "tracking": Tracking, "telemetry": Telemetry}
+    kinds: dict[str, list[tuple[str, Any]]] = {
+        "backend": list(BACKENDS.items()),
+        "model": [("vllm", Decoder), ("torch", ImageClassifier), ("packed", ExtractiveQa)],
+        "dataset": [("vllm", Prompts), ("torch", Images), ("packed", Questions)],
+    }
     for key, (least, most) in RANGES.items():
         group, _, name = key.rpartition(".")
-        schemas = BACKENDS.items() if group == "backend" else [("vllm", groups.get(group, Config))]
-        for backend, schema in schemas:
+        for backend, schema in kinds.get(group, [("vllm", groups.get(group, Config))]):
             annotations = {f.name: str(f.type) for f in fields(schema)}
             if name not in annotations:
                 continue
@@ -302,8 +309,9 @@ _by_backend: dict[str, Any] = {}
 
 def _configs(backend: str) -> Any:
     if backend not in _by_backend:
-        urls = ["backend.urls=[http://h]"] if backend == "openai" else []
-        _by_backend[backend] = compose("config", [f"backend={backend}", "hw=h100", *urls])
+        words = {"openai": ["backend=openai", "backend.urls=[http://h]"], "torch": ["model=resnet50"],
+                 "packed": ["model=bert_large"]}  # fmt: skip
+        _by_backend[backend] = compose("config", ["hw=h100", *words.get(backend, [f"backend={backend}"])])
     return _by_backend[backend].copy()
 
 
