@@ -81,10 +81,10 @@ def costs(result: Mapping[str, Any]) -> Costs | None:
     bytes_per_s = None if bandwidth is None else bandwidth * 1e9 * accelerators
     needed = ("parameters", "layers", "hidden_size", "heads", "kv_heads", "head_dim", "vocab_size")
     if any(shape.get(key) is None for key in needed):
-        flops = number(model.get("flops_per_sample"))
-        if flops is None:
+        gflops = number(model.get("gflops_per_sample"))
+        if gflops is None:
             return None
-        return Costs(flops, 0, 0, 0, 0, 1, flops_per_s, bytes_per_s, accelerators, kind)
+        return Costs(1e9 * gflops, 0, 0, 0, 0, 1, flops_per_s, bytes_per_s, accelerators, kind)
     got = {key: shape[key] or 0.0 for key in needed}
     prompt = (
         number(metrics.get("prompt_tokens_mean")) or number(part(config, "dataset").get("mean_prompt_tokens")) or 0.0

@@ -11,11 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from mlperf_exp.report import view
+from mlperf_exp.report.insight import sentences
 from mlperf_exp.report.text import MISSING, plain
 
 _TONES = {"good": "green", "bad": "red", "neutral": "yellow"}
 _MARKS = {view.Mark.passed: "green", view.Mark.failed: "red", view.Mark.none: "dim"}
 _REASONS = 8
+_INSIGHTS = 2
 
 
 def summary_table(result: Mapping[str, Any], run_dir: Path | None = None) -> RenderableType:
@@ -37,6 +39,7 @@ def summary_table(result: Mapping[str, Any], run_dir: Path | None = None) -> Ren
     parts.append(_pair("Whole wall time", shown.honest.wall, shown.honest.share))
     parts.append(_pair("Full data set", shown.honest.projection))
     parts += [_pair(name, value) for name, value in _places(result, run_dir)]
+    parts += [_pair("Insight", sentence) for sentence in sentences(result)[:_INSIGHTS]]
     warnings = view.part(result, "verdict").get("warnings") or []
     parts += [_pair("Warning", plain(warning)) for warning in warnings[:_REASONS]]
     return Group(*parts)
