@@ -102,7 +102,7 @@ def plot(x: Axis, y: Axis, series: Sequence[Series], name: str, bounds: Sequence
             parts.append(_segment(px(value), _TOP, px(value), HEIGHT - _BOTTOM, "kneeline"))
             side = "end" if px(value) > WIDTH / 2 else "start"
             parts.append(_text(px(value) + (-5 if side == "end" else 5), _TOP + 11, words, f"{side} kneeword"))
-    for number, one in enumerate(series):
+    for number, one in reversed(list(enumerate(series))):  # the first lies on top
         kind = f"s{number % _SHAPES}"
         if one.line and len(one.marks) > 1:
             path = " ".join(f"{px(m.x):.1f},{py(m.y):.1f}" for m in one.marks)
