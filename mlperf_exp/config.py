@@ -349,6 +349,7 @@ class Config:
     seed: int = 1
     division: Division = Division.closed
     compliance: Compliance = Compliance.auto
+    repeats: int = 1  # performance tests on one engine start; with several, figures are medians with intervals
     search: Search = Search.off
     fail_on_invalid: bool = False
     require_network: bool = True  # a job over several nodes fails where NCCL did not use hw.network

@@ -28,6 +28,8 @@ def judge(plan: Plan, measurement: Measurement) -> Verdict:
     """Decide whether the run is valid by MLPerf's rules; a run that measured no accuracy never is."""
     tests = {test.mode: test for test in measurement.tests}
     performance = list(_performance(plan, measurement, tests.get("performance")))
+    for number, again in enumerate(measurement.repeats, 2):
+        performance += [f"Repetition {number}: {reason}" for reason in _performance(plan, again, again.tests[0])]
     harness = bottleneck(measurement.metrics)
     blamed = harness is not None and _late(plan, measurement) and dominant(measurement.metrics)
     accuracy, accuracy_reasons = _accuracy(plan, measurement)

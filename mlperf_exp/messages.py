@@ -185,6 +185,8 @@ class Measurement:
     warnings: tuple[str, ...] = ()
     telemetry: dict[str, Any] = field(default_factory=dict)
     engine: EngineStart | None = None  # None: no system was started
+    repeats: tuple[Measurement, ...] = ()  # the repetitions after the first
+    repeated: dict[str, float] = field(default_factory=dict)  # the first repetition's own metrics
     search: dict[str, Any] | None = None  # what search.json holds, where a rate was looked for
 
 

@@ -151,6 +151,8 @@ def _check_load(config: Config) -> None:
 
 def _check_search(config: Config) -> None:
     rules = config.scenario
+    if config.search is not Search.off and config.repeats > 1:
+        raise UserError("repeats", "a search runs its load once", "Search first, then repeat at the rate that it found")
     if config.search is Search.off:
         return
     if rules.name not in (Scenario.server, Scenario.interactive):

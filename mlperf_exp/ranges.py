@@ -15,6 +15,7 @@ _ANY = math.inf  # any finite number
 # key -> (least, most), both inclusive; keys that a backend does not have, and values left open, are passed over
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
+    "repeats": (1, 1000),
     "scenario.min_query_count": (1, MAX_QUERIES),
     "scenario.samples": (1, MAX_QUERIES),
     "scenario.min_duration_s": (0, 7 * 86400),

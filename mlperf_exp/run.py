@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mlperf_exp import environment, hashes, measure, network, signals
+from mlperf_exp import environment, hashes, measure, network, repeats, signals
 from mlperf_exp.config import Config, OpenaiBackend, SimulatedBackend
 from mlperf_exp.errors import Interrupted, InvalidResult, RunFailed, UserError
 from mlperf_exp.files import write_atomic, write_json
@@ -214,7 +214,8 @@ def make_result(
         },
         "environment": environment.describe(),
         "verdict": verdict.as_dict(),
-        "metrics": measurement.metrics | measure.honest(measurement.metrics, total_s, full, shared_s),
+        "metrics": measurement.metrics
+        | measure.honest(measurement.metrics | repeats.completed(measurement), total_s, full, shared_s),
         "phases": {**start.phases, **measurement.phases, "total_s": total_s},
         "tests": {
             test.mode: {
@@ -230,6 +231,7 @@ def make_result(
         },
         "telemetry": measurement.telemetry,
         **({"search": measurement.search} if measurement.search else {}),
+        **({"repeats": summary} if (summary := repeats.summary(measurement)) else {}),
         "artifacts": [],
     }
 

@@ -120,7 +120,12 @@ def points(result: Mapping[str, Any]) -> list[Point]:
     at_ms = ended_ms(result)
     phases = {f"phase/{key}": value for key, value in (result.get("phases") or {}).items()}
     values = {**(result.get("metrics") or {}), **phases}
-    return [Point(_NOT_IN_KEYS.sub("_", k), float(v), at_ms, 0) for k, v in values.items() if _is_number(v)]
+    found = [Point(_NOT_IN_KEYS.sub("_", k), float(v), at_ms, 0) for k, v in values.items() if _is_number(v)]
+    for key, repeated in ((result.get("repeats") or {}).get("metrics") or {}).items():
+        ends = {f"ci95/{key}/{end}": repeated.get(end) for end in ("low", "high")}
+        found += [Point(name, float(value), at_ms, 0) for name, value in ends.items() if _is_number(value)]
+        found += [Point(f"repeat/{key}", float(v), at_ms, i) for i, v in enumerate(repeated["values"], 1)]
+    return found
 
 
 def ended_ms(result: Mapping[str, Any]) -> int:
