@@ -5,10 +5,12 @@ from __future__ import annotations
 from hydra.core.config_store import ConfigStore
 from hydra_plugins.mlperf_launchers._kubernetes_config import KubernetesLauncherConf
 from hydra_plugins.mlperf_launchers._launcher import RemoteLauncher
+from omegaconf import OmegaConf
 
-ConfigStore.instance().store(
-    group="hydra/launcher", name="kubernetes", node=KubernetesLauncherConf, provider="mlperf_launchers"
-)
+_node = OmegaConf.structured(KubernetesLauncherConf)
+for _free in (_node.backend.pod, _node.backend.node_selector):  # their keys are Kubernetes' own: no plus sign is needed
+    OmegaConf.set_struct(_free, False)
+ConfigStore.instance().store(group="hydra/launcher", name="kubernetes", node=_node, provider="mlperf_launchers")
 
 
 class KubernetesLauncher(RemoteLauncher):
