@@ -103,7 +103,7 @@ def bare_of(model: str, options: argparse.Namespace) -> dict[str, Any]:
     samples = _reader(base.config.model)(base).samples
     (kernels,) = options.kernels
     found |= rates(composed(model, options, f"backend.compile={kernels}"), samples, options)
-    if options.probe and cuda and kernels == "fused":
+    if options.probe and cuda and kernels == "fused" and "bert" not in model:
         found["convolutions"] = convolutions(base, samples)
     return found
 
@@ -334,7 +334,7 @@ def main() -> None:
     for place, model in enumerate(options.models):
         entry: dict[str, Any] = {}
         report["models"][model] = entry
-        for kernels in [] if options.no_bare else ["inductor"] if "bert" in model else options.kernels:
+        for kernels in [] if options.no_bare else ["fused"] if "bert" in model else options.kernels:
             if not late(f"{model} bare {kernels}"):
                 entry.setdefault("bare", {})[kernels] = bare(model, kernels, options)
                 keep()

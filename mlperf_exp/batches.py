@@ -14,8 +14,15 @@ _IMAGES = {
     Device.cpu: {Scenario.offline: 32, Scenario.server: 16, Scenario.multi_stream: 8, Scenario.single_stream: 1},
 }
 _TOKENS = {
-    Device.cuda: {Scenario.offline: 65536, Scenario.server: 32768, Scenario.multi_stream: 3072},
+    Device.cuda: {Scenario.offline: 16384, Scenario.server: 16384, Scenario.multi_stream: 3072},
     Device.cpu: {Scenario.offline: 4096, Scenario.server: 2048, Scenario.multi_stream: 3072},
+}
+_IN_FLIGHT = {
+    Scenario.offline: 3,
+    Scenario.server: 2,
+    Scenario.interactive: 2,
+    Scenario.multi_stream: 1,
+    Scenario.single_stream: 1,
 }
 _TOKEN_STEP = 64  # sizes of packed text are whole multiples
 
@@ -39,10 +46,12 @@ def engine(config: Config, derived: list[Derived]) -> dict[str, Any]:
         derived.append(Derived("backend.max_batch", most, f"{unit}; for {scenario.name} on this kind of device"))
     chosen: dict[str, Any] = {"sizes": sizes(most, packed, fine=scenario is Scenario.server)}
     kernels = config.backend.compile or _kernels(packed, device)
-    if packed and kernels is Compile.fused:
-        raise UserError("backend.compile", "fused is for convolutions", "Use inductor or none, or leave it out")
+    usable = (Compile.none, Compile.fused) if packed and device is Device.cuda else (Compile.none,) if packed else None
+    if usable is not None and kernels not in usable:
+        allowed = " or ".join(kind.name for kind in usable)
+        raise UserError("backend.compile", f"{kernels.name} is not for packed text on this device", f"Use {allowed}")
     chosen["compile"] = kernels.name
-    chosen["in_flight"] = config.backend.in_flight or (2 if scenario is Scenario.server else 3)
+    chosen["in_flight"] = config.backend.in_flight or _IN_FLIGHT[scenario]
     for key, why in (("compile", "the fastest kernels known here"), ("in_flight", "more only adds latency")):
         if getattr(config.backend, key) is None:
             derived.append(Derived(f"backend.{key}", chosen[key], why))
@@ -71,5 +80,5 @@ def _whole(tokens: int) -> int:
 
 def _kernels(packed: bool, device: Device) -> Compile:
     if packed:
-        return Compile.inductor if device is Device.cuda else Compile.none
+        return Compile.fused if device is Device.cuda else Compile.none
     return Compile.fused

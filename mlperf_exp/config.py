@@ -268,7 +268,7 @@ class Compile(Enum):
     """How the torch backend makes a network's kernels."""
 
     none = "none"  # PyTorch's own, one after the other
-    fused = "fused"  # batch norm folded; convolution, addition and ReLU in one kernel of cuDNN (GPU)
+    fused = "fused"  # batch norm folded; convolution, addition and ReLU in one kernel; so are sums and norms (GPU)
     inductor = "inductor"  # torch.compile
     max_autotune = "max_autotune"  # torch.compile that tries many kernels; minutes the first time
 

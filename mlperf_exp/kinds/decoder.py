@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlperf_exp.config import Decoder, OpenaiBackend, Prompts, Weights
+from mlperf_exp.config import Decoder, Model, OpenaiBackend, Prompts, Weights
 from mlperf_exp.data import ARTICLES
 from mlperf_exp.errors import UserError
 from mlperf_exp.files import write_json
@@ -88,7 +88,7 @@ def _model_folder(plan: Plan) -> Path | None:
         return _complete(folder)
     if isinstance(plan.config.backend, OpenaiBackend):
         return None
-    return _complete(_cached(model))
+    return _complete(cached(model))
 
 
 def _dummy_folder(model: Decoder) -> Path:
@@ -101,7 +101,7 @@ def _dummy_folder(model: Decoder) -> Path:
     return folder.absolute()
 
 
-def _cached(model: Decoder) -> Path:
+def cached(model: Model) -> Path:
     """The model's folder in the Hugging Face cache; nothing is downloaded here."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -208,7 +208,7 @@ def _tokenizer_folder(folder: Path | None, model: Decoder) -> Path:
             "dummy weights come without a tokenizer",
             "Use dataset=synthetic, or a data set that carries token ids (dataset=cnn_dailymail)",
         )
-    return _cached(model)
+    return cached(model)
 
 
 def tokenizer(folder: Path, special: bool = True) -> Callable[[str], list[int]]:

@@ -153,7 +153,10 @@ class Torch:
                     if batch is None:
                         continue
                     self._executor.launch(slot, batch.size, batch.samples)
-                    self._running.put(batch)
+                    if len(self._executor.slots) > 1:
+                        self._running.put(batch)
+                    else:  # one at a time: another thread would only have to be woken
+                        self._finish(batch)
                     break
         except Exception as error:
             self._lost(error, sink or self._sink)
@@ -165,12 +168,16 @@ class Torch:
 
     def _answer(self) -> None:
         while (batch := self._running.get()) is not None:
-            try:
-                data, offsets = self._executor.wait(batch.slot, batch.size, batch.samples)
-                batch.sink.complete_many(Answers(batch.rows, data, offsets))
-            except Exception as error:
-                self._lost(error, batch.sink)
-            self._free.put(batch.slot)
+            self._finish(batch)
+
+    def _finish(self, batch: _Batch) -> None:
+        """Wait for a batch and answer its queries."""
+        try:
+            data, offsets = self._executor.wait(batch.slot, batch.size, batch.samples)
+            batch.sink.complete_many(Answers(batch.rows, data, offsets))
+        except Exception as error:
+            self._lost(error, batch.sink)
+        self._free.put(batch.slot)
 
     def _lost(self, error: Exception, sink: Sink | None) -> None:
         """A batch broke: on a GPU nothing after it can be trusted, so the run fails, and the process goes on."""

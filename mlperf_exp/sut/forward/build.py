@@ -28,16 +28,26 @@ def program(plan: Plan, weights: Path | None, samples: Any) -> Program:
         network = networks.build(model.network, model.classes)
         if weights is not None:
             load_into(network, weights, model)
+        else:
+            calm(network)
         return ImageProgram(model, network, samples.pixels, dtype, kernels)
     assert isinstance(model, ExtractiveQa)
     from mlperf_exp.sut.forward.bert import PackedBert
     from mlperf_exp.sut.forward.questions import QuestionProgram
 
     state = None if weights is None else state_dict(weights)
-    compiled = kernels is not Compile.none
+    fused = kernels is not Compile.none
     return QuestionProgram(
-        samples.tokens, lambda device: PackedBert(model, state, getattr(torch, dtype), device, compiled)
+        samples.tokens, lambda device: PackedBert(model, state, getattr(torch, dtype), device, fused)
     )
+
+
+def calm(network: Any) -> None:
+    """Keep random weights from overflowing half precision: each residual branch adds a little only."""
+    for module in network.modules():
+        last = getattr(module, "bn3", None) or (getattr(module, "bn2", None) if hasattr(module, "conv2") else None)
+        if last is not None:
+            torch.nn.init.constant_(last.weight, 0.2)
 
 
 def computed_in(dtype: str, device: Device) -> str:

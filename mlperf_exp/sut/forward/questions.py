@@ -64,6 +64,12 @@ class QuestionProgram:
         np.cumsum(lengths, out=begins[1 : len(samples) + 1])
         begins[len(samples) + 1 :] = end
 
+    def send(self, samples: NDArray[np.int64], buffers: Sequence[Any], device: Sequence[Any]) -> None:
+        """Lay the sequences end to end, then copy them at once."""
+        self.fill(samples, buffers)
+        for there, here in zip(device, buffers, strict=True):
+            there.copy_(here, non_blocking=True)
+
     def prepare(self, device: Any) -> None:
         """Make the network."""
         self._network = self._build(device)
