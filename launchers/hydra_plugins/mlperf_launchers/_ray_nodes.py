@@ -45,7 +45,9 @@ class Part:
         if self._stopped:
             self._process.terminate()
         assert self._process.stdout is not None
-        yield from self._process.stdout
+        # No `yield from`: Ray drives this by send(), which that would pass on to the pipe.
+        while line := self._process.stdout.readline():
+            yield line
         status = self._process.wait()
         if discard:
             shutil.rmtree(json.loads(request)["folder"], ignore_errors=True)
