@@ -149,7 +149,7 @@ class Kubernetes:
         )
         return done.stdout.strip()
 
-    def until(self, true: Any, what: str, seconds: float = 90.0) -> None:
+    def until(self, true: Any, what: str, seconds: float = 300.0) -> None:
         """Wait for something; TimeoutError names it."""
         end = time.monotonic() + seconds
         while not true():

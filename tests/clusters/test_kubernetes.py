@@ -266,7 +266,7 @@ def test_ctrl_c_ends_every_job_keeps_what_they_have_and_leaves_nothing(sweeps: S
 
 
 def test_a_launcher_that_was_killed_is_taken_over(sweeps: Sweeps) -> None:
-    with sweeps.running("+act=lines_60,exit_3") as process:
+    with sweeps.running("+act=lines_60,exit_7") as process:
         sweeps.until(lambda: "] line 10\n" in sweeps.out, "some lines")
         process.kill()
         process.wait()
@@ -274,8 +274,10 @@ def test_a_launcher_that_was_killed_is_taken_over(sweeps: Sweeps) -> None:
     done = subprocess.run(
         attach, capture_output=True, text=True, timeout=250, cwd=sweeps.folder, env=sweeps.environment()
     )
-    assert done.returncode == 1 or done.returncode == 3, done.stderr
-    assert "line 59" in done.stdout and sweeps.ends()[0] == "finished"
+    assert done.returncode == 1, done.stderr
+    assert sweeps.ends() == ["finished", "failed"]
+    log = next((sweeps.folder / "sweep" / "0").glob("node.*.log")).read_text()
+    assert "line 0\n" in log and "line 59\n" in log
     assert json.loads((sweeps.folder / "sweep" / "0" / "return.json").read_text()) == {"act": "lines_60"}
     assert sweeps.left() == []
 
@@ -301,7 +303,7 @@ def test_what_cannot_run_is_refused_before_anything_is_created(sweeps: Sweeps, o
     done = sweeps.run("+act=x", *overrides)
     assert done.returncode == 2, done.stderr
     assert re.search(told, done.stderr), done.stderr
-    assert sweeps.left() == [] and not (sweeps.folder / "sweep").exists()
+    assert sweeps.left() == [] and not (sweeps.folder / "sweep" / "jobs.json").exists()
 
 
 def test_an_account_without_rights_is_told_which_it_lacks(sweeps: Sweeps) -> None:
