@@ -199,7 +199,7 @@ def cached(
     if whole:
         return Pieces(Tokens(arrays["values"], arrays["begins"]), arrays["spans"], arrays["best"], arrays["owners"])
     made = pieces(questions, model, tokenizer(folder), on_progress)
-    fresh = dict(zip(_ARRAYS, (*made.tokens, made.spans, made.best, made.owners), strict=True))
+    fresh: dict[str, Any] = dict(zip(_ARRAYS, (*made.tokens, made.spans, made.best, made.owners), strict=True))
     aside = place.with_name(f".{place.name}.{os.getpid()}")
     try:
         aside.mkdir(parents=True, exist_ok=True)
