@@ -10,6 +10,12 @@ from dataclasses import dataclass, field
 from mlperf_exp.config import Decoder, ExtractiveQa, ImageClassifier, Model, Scenario
 
 MIN_DURATION_S = 600.0  # all scenarios
+LOADGEN = "6.0.17"  # the round's
+SEEDS = {  # the round's, from the mlperf.conf inside LoadGen
+    "qsl_rng_seed": 2085463073848966840,
+    "sample_index_rng_seed": 2747215439041700203,
+    "schedule_rng_seed": 16159082839903944936,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,13 @@ class Search(Enum):
     max_qps = "max_qps"
 
 
+class AccuracyFrom(Enum):
+    """Where a run's accuracy comes from: its own test, or with ``reuse`` an earlier run's of the same engine."""
+
+    measure = "measure"
+    reuse = "reuse"
+
+
 class Compliance(Enum):
     """When MLPerf's compliance tests run: with ``auto`` in the closed division."""
 
@@ -351,6 +358,7 @@ class Config:
     compliance: Compliance = Compliance.auto
     repeats: int = 1  # performance tests on one engine start; with several, figures are medians with intervals
     search: Search = Search.off
+    accuracy: AccuracyFrom = AccuracyFrom.measure  # a performance run takes an earlier result in any case
     fail_on_invalid: bool = False
     require_network: bool = True  # a job over several nodes fails where NCCL did not use hw.network
     progress: bool = True  # live display on a terminal, plain lines elsewhere

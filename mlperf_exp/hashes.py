@@ -58,7 +58,7 @@ PARTS: dict[str, Part] = {
         "hw.",
         "name bandwidth_gb_s peak_tflops power_w cpus_per_node host_memory_gib network_gbit_s source",
     ),
-    **_keys(Part.load, "", "scenario division compliance search repeats"),
+    **_keys(Part.load, "", "scenario division compliance search repeats accuracy"),
     **_keys(Part.engine, "", "seed"),  # vLLM's own seed, dummy weights and simulated latencies follow it
     **_keys(Part.record, "", "name tracking telemetry expected fail_on_invalid progress require_network"),
     **_keys(Part.engine, "backend.", "name"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from mlperf_exp import log_rules
 from mlperf_exp.accuracy import figure
 from mlperf_exp.benchmarks import BENCHMARKS, MIN_DURATION_S, bounds_ms
 from mlperf_exp.client import bottleneck, dominant
@@ -38,6 +39,7 @@ def judge(plan: Plan, measurement: Measurement) -> Verdict:
         *_system(plan),
         *performance,
         *((harness,) if harness and blamed else ()),
+        *log_rules.reasons(plan, measurement),
         *_load(plan),
         *accuracy_reasons,
         *_division(plan),
@@ -54,6 +56,7 @@ def judge(plan: Plan, measurement: Measurement) -> Verdict:
             *plan.warnings,
             *measurement.warnings,
             *((harness,) if harness and not blamed else ()),
+            *_taken_over(measurement),
             *notes,
             *missed,
         ),
@@ -164,6 +167,8 @@ def _accuracy(plan: Plan, measurement: Measurement) -> tuple[dict[str, Any], lis
     facts: dict[str, Any] = {
         "measured": True, "passed": None, "samples": score.samples, **score.metrics, "notes": list(score.notes)
     }  # fmt: skip
+    if measurement.accuracy_from:
+        facts["reused"] = measurement.accuracy_from
     if target is None:
         facts["targets"] = None
         return facts, []
@@ -176,6 +181,15 @@ def _accuracy(plan: Plan, measurement: Measurement) -> tuple[dict[str, Any], lis
         reasons += missed
     facts["missed"] = missed
     return facts, reasons
+
+
+def _taken_over(measurement: Measurement) -> Iterator[str]:
+    source = measurement.accuracy_from
+    if source:
+        yield (
+            f"Accuracy was taken over from run {source['run_id']} of {source['measured_at']}, which had the same "
+            f"engine ({source['engine_hash']}) and data; accuracy=measure with scenario.mode=both measures it again."
+        )
 
 
 def partial(score: Score, target: AccuracyTarget) -> Iterator[str]:

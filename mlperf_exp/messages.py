@@ -187,6 +187,7 @@ class Measurement:
     engine: EngineStart | None = None  # None: no system was started
     repeats: tuple[Measurement, ...] = ()  # the repetitions after the first
     repeated: dict[str, float] = field(default_factory=dict)  # the first repetition's own metrics
+    accuracy_from: dict[str, str] | None = None  # the earlier run whose score this is
     search: dict[str, Any] | None = None  # what search.json holds, where a rate was looked for
 
 

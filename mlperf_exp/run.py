@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mlperf_exp import environment, hashes, measure, network, repeats, signals
+from mlperf_exp import earlier, environment, hashes, measure, network, repeats, signals
 from mlperf_exp.config import Config, OpenaiBackend, SimulatedBackend
 from mlperf_exp.errors import Interrupted, InvalidResult, RunFailed, UserError
 from mlperf_exp.files import write_atomic, write_json
@@ -51,6 +51,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         inputs = load(plan)
         plan = replace(plan, derived=(*plan.derived, *inputs.derived))
         identity = hashes.identity(plan, inputs)
+        plan, found, inputs = earlier.planned(plan, inputs)
         tracker = Tracker.start(
             plan.run_dir,
             plan.config.tracking,
@@ -65,6 +66,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         with sampler, Progress(plan) as progress:
             start.phases["prepare_s"] = start.elapsed_s
             measurement = _measure(plan, inputs, progress)
+        measurement = _with_accuracy(settled(plan, measurement), inputs, measurement, found)
         plan = settled(plan, measurement)
         measurement = of_run.add(plan, measurement, sampler)
         verdict = judge(plan, measurement)
@@ -126,6 +128,18 @@ def _measure(plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
     except Exception as error:  # a fault of the program's own: kept as a failed run, with its traceback in the log
         log.exception("the measurement broke")
         return Measurement({}, {}, failure=f"{type(error).__name__}: {error} (traceback in {plan.run_dir / 'run.log'})")
+
+
+def _with_accuracy(plan: Plan, inputs: Inputs, measurement: Measurement, found: earlier.Earlier | None) -> Measurement:
+    """The measurement with an earlier run's score; one of its own is kept for later runs."""
+    if found is not None:
+        return earlier.taken_over(measurement, found)
+    try:
+        earlier.keep(plan, inputs, measurement, run_id(plan.run_dir))
+    except OSError as error:
+        said = f"The accuracy result could not be kept for later runs: {error.filename}: {error.strerror}"
+        return replace(measurement, warnings=(*measurement.warnings, said))
+    return measurement
 
 
 def on_its_network(plan: Plan, measurement: Measurement) -> Measurement:
