@@ -25,6 +25,7 @@ from mlperf_exp.messages import ComplianceTest, Measurement, Plan, Score, Test
 from mlperf_exp.progress import Progress
 from mlperf_exp.repeats import repeat
 from mlperf_exp.running import Running
+from mlperf_exp.search.state import settled
 from mlperf_exp.sut import create
 from mlperf_exp.sut.base import Reports, SystemUnderTest
 
@@ -45,7 +46,8 @@ def bench(plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
         system = running.take(hashes.engine_hash(plan, inputs)) or start(plan, inputs, progress)
         started = system
         measurement = measure(started, plan, inputs, progress)
-        measurement = repeat(plan, measurement, lambda again: measure(started, again, inputs, progress))
+        at_rate = settled(plan, measurement)
+        measurement = repeat(at_rate, measurement, lambda again: measure(started, again, inputs, progress))
     except RunFailed as error:
         measurement = Measurement({}, {}, failure=str(error), warnings=inputs.warnings)
     except (KeyboardInterrupt, Interrupted):
