@@ -81,7 +81,9 @@ def costs(result: Mapping[str, Any]) -> Costs | None:
     bytes_per_s = None if bandwidth is None else bandwidth * 1e9 * accelerators
     needed = ("parameters", "layers", "hidden_size", "heads", "kv_heads", "head_dim", "vocab_size")
     if any(shape.get(key) is None for key in needed):
-        gflops = number(model.get("gflops_per_sample"))
+        tokens = number(metrics.get("prompt_tokens_mean"))
+        gflops = number(model.get("gflops_per_sample")) or _encoder_gflops(model, tokens)
+        )
         if gflops is None:
             return None
         return Costs(1e9 * gflops, 0, 0, 0, 0, 1, flops_per_s, bytes_per_s, accelerators, kind)
@@ -115,6 +117,15 @@ def costs(result: Mapping[str, Any]) -> Costs | None:
         accelerators=accelerators,
         kind=kind,
     )
+
+
+def _encoder_gflops(model: Mapping[str, Any], tokens: float | None) -> float | None:
+    """One pass of an encoder over the measured mean of tokens; None for other models, or before a measurement."""
+    shape = [number(model.get(key)) for key in ("layers", "hidden_size", "intermediate_size")]
+    layers, hidden, inner = shape
+    if layers is None or hidden is None or inner is None or tokens is None:
+        return None
+    return layers * (2 * tokens * (4 * hidden**2 + 2 * hidden * inner) + 4 * hidden * tokens**2) / 1e9
 
 
 def _types(model: Mapping[str, Any], engine: Mapping[str, Any]) -> tuple[str, float, float]:

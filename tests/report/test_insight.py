@@ -92,6 +92,14 @@ def test_the_roofline_of_other_models_and_machines() -> None:
     result["plan"]["config"]["hw"]["peak_tflops"] = {"fp16": 989.5}
     limits = roofline.bounds(result)
     assert limits["samples_per_second"].value == pytest.approx(989.5e12 / 8.2e9)
+    result["plan"]["config"]["model"] = {"name": "bert_large", "dtype": "float16", "layers": 24, "hidden_size": 1024,
+                                         "intermediate_size": 4096}  # fmt: skip
+    result["metrics"]["prompt_tokens_mean"] = 384.0
+    cost = roofline.costs(result)
+    assert cost is not None
+    assert cost.flops == pytest.approx(2.46e11, rel=0.02), (
+        "340 M weights less embeddings, twice, 384 times, and attention"
+    )
     result["plan"]["config"]["hw"] = {"name": "cpu", "memory_gib": 4.0}
     assert roofline.bounds(result) == {}
     assert roofline.bounds({}) == {}
