@@ -83,7 +83,6 @@ def costs(result: Mapping[str, Any]) -> Costs | None:
     if any(shape.get(key) is None for key in needed):
         tokens = number(metrics.get("prompt_tokens_mean"))
         gflops = number(model.get("gflops_per_sample")) or _encoder_gflops(model, tokens)
-        )
         if gflops is None:
             return None
         return Costs(1e9 * gflops, 0, 0, 0, 0, 1, flops_per_s, bytes_per_s, accelerators, kind)
