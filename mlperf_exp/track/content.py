@@ -91,6 +91,7 @@ def tags(result: Mapping[str, Any]) -> dict[str, str]:
         RUN_ID_TAG: run.get("id"),
         "status": run.get("status"),
         "error": run.get("error"),
+        "foreign": run.get("foreign"),
         "verdict": "valid" if verdict.get("valid") else "invalid",
         "verdict_reasons": " ".join(verdict.get("reasons") or ()),
         "accuracy": passed if accuracy.get("measured") else "not measured",
