@@ -69,7 +69,8 @@ class SweepMirror:
         options = read_object(folder / OPTIONS)
         ends = {job["folder"]: job["status"] for job in record.read(self.folder).get("jobs", ()) if job["folder"]}
         ended = ends.get(folder.name, "running") != "running"
-        return bool(options.get("written")) or ended or not Parent(options, folder, supervised=False).alive()
+        alive = options.get("later") or Parent(options, folder, supervised=False).alive()
+        return bool(options.get("written")) or ended or not alive
 
     def _look(self) -> None:
         for path in sorted(self.folder.glob(f"*/{OPTIONS}")):

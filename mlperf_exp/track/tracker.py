@@ -33,6 +33,9 @@ LOG = "tracking.log"
 RESULT = "result.json"
 LIVE = "live.jsonl"
 SWEEP_TRACKER = "MLPERF_EXP_SWEEP_TRACKER"  # in a job's environment: the sweep whose runs one process tracks
+# In a job's environment on another machine, as JSON: the sweep's folder and MLflow's address as the submitting side has
+# them. That side tells MLflow.
+LATER = "MLPERF_EXP_TRACK_LATER"
 
 _HAND_OVER_S = 2.0  # how long a sweep's job waits for MLflow at its end
 
@@ -56,7 +59,7 @@ class Tracker:
         self._problem = problem
         self._process: subprocess.Popen[bytes] | None = None
         self._options: dict[str, Any] = {}
-        self._of_sweep = False
+        self._of_sweep = self._later = False
 
     @classmethod
     def start(
@@ -104,12 +107,16 @@ class Tracker:
             "parent_started_at": psutil.Process().create_time(),
             "sweep": str(sweep_dir.absolute()) if sweep_dir else None,
         }
+        later = os.environ.get(LATER)
+        if later:
+            tracker._later = True
+            options |= {**json.loads(later), "parent_pid": None, "later": True}
         tracker._options = options
         try:
             write_json(run_dir / OPTIONS, options)
             if sweep_dir is not None and os.environ.get(SWEEP_TRACKER) == str(sweep_dir.absolute()):
                 tracker._of_sweep = True  # one process tracks all of the sweep's runs
-            else:
+            elif not later:
                 tracker._spawn("--supervised")
         except OSError as error:
             tracker._problem = f"tracking: MLflow's process did not start: {error}"
@@ -135,6 +142,10 @@ class Tracker:
         started = time.monotonic()
         if self.uri is None:
             return TrackOutcome(True, "tracking is off")
+        if self._later:
+            with contextlib.suppress(OSError):
+                write_json(self.run_dir / OPTIONS, {**self._options, "written": True})
+            return TrackOutcome(True, "MLflow is told by the side that submitted the run")
         if self._of_sweep:
             return self._hand_over(started, min(timeout_s, _HAND_OVER_S))
         if self._process is None:

@@ -127,7 +127,7 @@ def test_faults_of_machines_are_tried_again_in_a_folder_of_their_own(tmp_path: P
     sweep.cluster.script["0"] = [State(Kind.queued), State(kind, "the machine's fault")]
     [outcome] = sweep.run()
     assert outcome.error is None
-    assert outcome.folder == tmp_path / "0.attempt_2"
+    assert outcome.folder == tmp_path / "0.2"
     assert (outcome.folder / "result.json").exists()
     [first, second] = sweep.jobs()[0]["attempts"]
     assert "the machine's fault" in first["reason"]

@@ -29,6 +29,8 @@ from typing import Any, Protocol
 
 from hydra_plugins.mlperf_launchers._remote_config import Fault, RemoteLauncherConf, RunOn
 
+from mlperf_exp.track.tracker import LATER, absolute_uri
+
 REQUEST = "request.json"  # what the node is to run
 STATUS = "status.json"  # what came of it, by the node itself
 RETURN = "return.json"  # the task function's return value, where it is plain data
@@ -146,7 +148,7 @@ class Attempt:
     def folder(self) -> Path:
         """Where its results are, or will be fetched to: the job's folder, or one beside it for later attempts."""
         own = self.spec.folder
-        return own if self.number == 1 else own.with_name(f"{own.name}.attempt_{self.number}")
+        return own if self.number == 1 else own.with_name(f"{own.name}.{self.number}")
 
     @property
     def name(self) -> str:
@@ -174,7 +176,7 @@ class Attempt:
             "command": [python, *self.spec.arguments, f"hydra.run.dir={quoted(folder)}"],
             "folder": folder,
             "cwd": cwd,
-            "env": dict(settings.env),
+            "env": self._tracking() | settings.env,
             "secrets": list(settings.secrets),
             "nodes": self.spec.need.nodes,
             "processes_per_node": max(1, self.spec.need.gpus_per_node) if self.spec.run_on is RunOn.each else 1,
@@ -182,6 +184,13 @@ class Attempt:
             "timeout_s": settings.timeout_s,
             "grace_s": settings.grace_s,
         }
+
+    def _tracking(self) -> dict[str, str]:
+        """Lets the node leave MLflow to this side: it may reach none, or share a database file with other nodes."""
+        facts = self.spec.facts
+        if not facts.get("tracking.enabled"):
+            return {}
+        return {LATER: json.dumps({"sweep": facts["sweep"], "uri": absolute_uri(facts["tracking.uri"])})}
 
 
 class Unreachable(Exception):

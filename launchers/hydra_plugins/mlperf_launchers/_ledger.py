@@ -70,7 +70,7 @@ class Ledger:
         self.folder, self.launcher, self.settings, self.entries = folder.absolute(), launcher, dict(settings), entries
         self.sweep = secrets.token_hex(4)
         self.cwd = str(Path.cwd())
-        self._command = ["python", *sys.orig_argv[1:]]
+        self.command = ["python", *sys.orig_argv[1:]]
         self._created_at = now()
 
     @classmethod
@@ -85,7 +85,7 @@ class Ledger:
             entries = [_entry(item) for item in data["jobs"]]
             ledger = cls(folder, data["launcher"], data["settings"], entries)
             ledger.sweep, ledger._created_at = data["sweep"], data["created_at"]
-            ledger.cwd, ledger._command = data["cwd"], data["command"]
+            ledger.cwd, ledger.command = data["cwd"], data["command"]
         except FileNotFoundError:
             raise UserError(
                 "FOLDER",
@@ -121,7 +121,7 @@ class Ledger:
                 "schema": 1,
                 "sweep": self.sweep,
                 "launcher": self.launcher,
-                "command": self._command,
+                "command": self.command,
                 "cwd": self.cwd,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),

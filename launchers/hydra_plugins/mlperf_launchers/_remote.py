@@ -25,6 +25,7 @@ from hydra_plugins.mlperf_launchers._driver import Driver, Outcome, render_all
 from hydra_plugins.mlperf_launchers._job import Job
 from hydra_plugins.mlperf_launchers._ledger import Entry, Ledger
 from hydra_plugins.mlperf_launchers._remote_config import RemoteLauncherConf, Resources, RunOn
+from hydra_plugins.mlperf_launchers._book import Book
 from hydra_plugins.mlperf_launchers._summary import Row
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
@@ -35,7 +36,8 @@ from mlperf_exp.errors import Interrupted, InvalidResult, RunFailed, UserError
 _OF_THE_SWEEP = ("hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweeper", "hydra.mode", "hydra.sweep",
                  "hydra.run", "hydra.callbacks", "hydra/callbacks")  # fmt: skip
 _FACTS = ("model.name", "model.path", "model.weights", "dataset.name", "dataset.path", "hw.name", "hw.gpu", "hw.device",
-          "hw.network", "backend.name", "scenario.name", "tracking.enabled", "tracking.uri")  # fmt: skip
+          "hw.network", "backend.name", "scenario.name", "tracking.enabled", "tracking.uri",
+          "tracking.experiment", "tracking.interval_s", "tracking.timeout_s")  # fmt: skip
 
 
 def settings_of(config: DictConfig) -> RemoteLauncherConf:
@@ -142,10 +144,14 @@ def drive(cluster: Cluster, settings: RemoteLauncherConf, ledger: Ledger, cancel
             )
         ledger.want_cancel(False)
         ledger.save()
-        driver = Driver(cluster, settings, ledger)
+        book = Book(ledger, settings.max_parallel)
+        driver = Driver(cluster, settings, ledger, book.ended)
         if cancel:
             driver.interrupt("cancelling")
-        outcomes = driver.run()
+        try:
+            outcomes = driver.run()
+        finally:
+            book.close(driver.interrupted)
     for outcome in outcomes:
         row = rows[outcome.number]
         if outcome.folder is None:
