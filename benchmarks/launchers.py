@@ -4,7 +4,7 @@
 
 Each sweep runs as a command of its own. ``command_s`` is that of composing alone (``--cfg job``), and is taken off.
 
-local   ``overhead_s``: wall time for each job, less ``process_start_s``, the start of a Python that imports what a job's
+local   ``overhead_s``: wall time for each job, less ``process_start_s``, the start of a Python that imports what its
         process needs. With several jobs at once the share of the start that overlaps is credited.
 slurm   starts a Slurm of two pretend hosts (``tests/clusters/slurm.py``; as root) unless SLURM_CONF names one.
         ``over_hand_s``: wall time of the sweep, less that of the same scripts (from ``dryrun``) given to sbatch one

@@ -126,12 +126,19 @@ def refuse_secrets(words: Sequence[str]) -> None:
 
 
 def _refuse_nothing(words: Sequence[str]) -> None:
-    """Refuse ``~model``, ``model=`` and ``model=null``, on which Hydra breaks with errors of its own."""
+    """Refuse ``~model``, ``model=`` and ``model=null``, and several launchers: Hydra's own errors say little."""
     for word in words:
         match = re.fullmatch(r"~?(model|dataset|hw|scenario|backend)(?:=(?:null)?)?", word)
         if match:
             options = ", ".join(sorted(path.stem for path in (conf_dir() / match[1]).glob("*.yaml")))
             raise UserError(match[1], "a run needs one", f"Allowed: {options}")
+        launchers = word.removeprefix("hydra/launcher=").split(",")
+        if word.startswith("hydra/launcher=") and len(launchers) > 1:
+            raise UserError(
+                "hydra/launcher",
+                f"{','.join(launchers)}: a sweep has one launcher",
+                f"Run a command for each: python -m mlperf_exp -m hydra/launcher={launchers[0]} ...",
+            )
 
 
 def _refuse_flags(words: Sequence[str]) -> None:

@@ -197,8 +197,11 @@ def test_several_nodes_get_torchruns_environment(app: App) -> None:
         ("hydra.launcher.backend.partition=none", "backend.partition: there is no partition none. Allowed: gpu, shut"),
         ("hydra.launcher.resources.gpus_per_node=9", "hydra.launcher.resources"),
         ("hydra.launcher.backend.gres=gpu:h100:1", "There is: gpu: 2 nodes of 4 CPUs and gpu:a30:1"),
-        ("hydra.launcher.timeout_s=90000", "hydra.launcher.timeout_s: Slurm refuses the job"),
-        ("hydra.launcher.resources.nodes=3", "hydra.launcher.resources.nodes: Slurm refuses the job"),
+        (
+            "hydra.launcher.timeout_s=90000",
+            "hydra.launcher.timeout_s: 90000 s is longer than a job may take in partition gpu. Give at most 7200",
+        ),
+        ("hydra.launcher.resources.nodes=3", "There is: gpu: 2 nodes of 4 CPUs and gpu:a30:1"),
         ("hydra.launcher.secrets=[NO_SUCH]", "hydra.launcher.secrets: NO_SUCH is not set here. Set it: export NO_SUCH"),
         ("hydra.launcher.backend.sbatch=[--nonsense]", "hydra.launcher.backend.sbatch: Slurm refuses the job"),
     ],

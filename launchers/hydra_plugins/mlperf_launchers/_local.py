@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.utils import JobReturn, configure_log, filter_overrides, setup_globals
 from hydra.errors import HydraException
 from hydra_plugins.mlperf_launchers import _job, _summary
+from hydra_plugins.mlperf_launchers._chosen import refuse_launchers
 from hydra_plugins.mlperf_launchers._config import OnError
 from hydra_plugins.mlperf_launchers._job import Job, JobLost
 from hydra_plugins.mlperf_launchers._process import Output, Worker, say
@@ -75,6 +76,8 @@ def launch(launcher: LocalLauncher, job_overrides: Sequence[Sequence[str]], firs
     """
     assert launcher.config is not None
     setup_globals()
+    assert launcher.hydra_context is not None
+    refuse_launchers(launcher.config, launcher.hydra_context, job_overrides)
     configure_log(launcher.config.hydra.hydra_logging, launcher.config.hydra.verbose)
     sweep_dir = Path(str(launcher.config.hydra.sweep.dir))
     if launcher.sweep is None:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.types import HydraContext
 from hydra_plugins.mlperf_launchers import _job, _summary
+from hydra_plugins.mlperf_launchers._chosen import refuse_launchers
 from hydra_plugins.mlperf_launchers._cluster import RETURN, Cluster, JobSpec, Need, Unreachable, connect, quoted
 from hydra_plugins.mlperf_launchers._driver import Driver, Outcome, render_all
 from hydra_plugins.mlperf_launchers._job import Job
@@ -171,34 +171,6 @@ def _object(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
         return value if isinstance(value, dict) else {}
     return {}
-
-
-def refuse_launchers(config: DictConfig, context: HydraContext, job_overrides: Sequence[Sequence[str]]) -> None:
-    """Refuse a launcher that is chosen inside a swept configuration: Hydra would ignore it without a word.
-
-    Raises:
-        UserError: with the command that does it.
-    """
-    parser = OverridesParser.create(config_loader=context.config_loader)
-    chosen = config.hydra.runtime.choices["hydra/launcher"]
-    seen: set[tuple[str, ...]] = set()
-    for texts in job_overrides:
-        parsed = parser.parse_overrides(overrides=list(texts))
-        groups = tuple(
-            str(one.input_line) for one in parsed if context.config_loader.get_group_options(one.key_or_group)
-        )
-        if groups in seen:
-            continue
-        seen.add(groups)
-        composed = context.config_loader.load_sweep_config(config, list(texts))
-        wanted = composed.hydra.runtime.choices["hydra/launcher"]
-        if wanted != chosen:
-            culprit = " ".join(groups)
-            raise UserError(
-                "hydra/launcher",
-                f"{culprit} chooses {wanted}, and the sweep runs on {chosen}: a sweep has one launcher",
-                f"Run it by a command of its own: python -m mlperf_exp -m hydra/launcher={wanted} {culprit}",
-            )
 
 
 def spec_of(job: Job, config: DictConfig, settings: RemoteLauncherConf, overrides: Sequence[str]) -> JobSpec:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,12 +26,19 @@ def preflight(settings: SlurmLauncherConf, jobs: Sequence[JobSpec], slurm: Slurm
     for job in jobs:
         _files(settings, job)
     _accounting()
-    partitions = _partitions()
+    partitions, default = _partitions()
     if settings.backend.partition is not None and settings.backend.partition not in partitions:
         raise UserError(
             "hydra.launcher.backend.partition",
             f"there is no partition {settings.backend.partition}",
             f"Allowed: {', '.join(sorted(partitions))}",
+        )
+    partition = partitions.get(settings.backend.partition or default)
+    if partition and settings.timeout_s is not None and settings.timeout_s > partition.limit_s:
+        raise UserError(
+            "hydra.launcher.timeout_s",
+            f"{settings.timeout_s:g} s is longer than a job may take in partition {partition.name}",
+            f"Give at most {partition.limit_s:g} (sinfo -o '%P %l')",
         )
     kinds: dict[Need, JobSpec] = {}
     for job in jobs:
@@ -38,7 +47,7 @@ def preflight(settings: SlurmLauncherConf, jobs: Sequence[JobSpec], slurm: Slurm
         _test(job, slurm, partitions)
 
 
-def _test(job: JobSpec, slurm: Slurm, partitions: dict[str, set[str]]) -> None:
+def _test(job: JobSpec, slurm: Slurm, partitions: dict[str, Partition]) -> None:
     """Slurm's own word on a job, with nothing submitted."""
     with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as script:
         script.write(slurm.render(Attempt(job, 1, "mlperf-preflight")))
@@ -47,7 +56,7 @@ def _test(job: JobSpec, slurm: Slurm, partitions: dict[str, set[str]]) -> None:
             slurm.sbatch("--test-only", script.name)
         except UserError as error:
             if "configuration" in error.problem or "gres" in error.problem.lower() or "generic" in error.problem:
-                there = "; ".join(f"{name}: {', '.join(sorted(gres))}" for name, gres in sorted(partitions.items()))
+                there = "; ".join(f"{name}: {', '.join(sorted(one.nodes))}" for name, one in sorted(partitions.items()))
                 raise UserError(error.key, error.problem, f"{error.remedy}. There is: {there}") from None
             raise
         except LaunchError as error:
@@ -72,16 +81,38 @@ def _accounting() -> None:
         raise UserError("hydra/launcher", f"sacct does not answer: {error}", "See that slurmdbd runs") from None
 
 
-def _partitions() -> dict[str, set[str]]:
-    """Each partition's generic resources, as ``2 nodes of gpu:a30:1``."""
+@dataclass(slots=True)
+class Partition:
+    """What ``sinfo`` says of one: its nodes as ``2 nodes of 4 CPUs and gpu:a30:1``, the longest that a job may take."""
+
+    name: str
+    limit_s: float
+    nodes: set[str] = field(default_factory=set)
+
+
+def _partitions() -> tuple[dict[str, Partition], str]:
+    """All partitions, and the name of the default one."""
     from hydra_plugins.mlperf_launchers._slurm import asked
 
-    found: dict[str, set[str]] = {}
-    for line in asked("sinfo", "--noheader", "--format=%R|%D|%c|%G").splitlines():
-        name, nodes, cpus, gres = line.split("|", 3)
+    found: dict[str, Partition] = {}
+    default = ""
+    for line in asked("sinfo", "--noheader", "--format=%P|%l|%D|%c|%G").splitlines():
+        name, limit, nodes, cpus, gres = line.split("|", 4)
+        if name.endswith("*"):
+            default = name = name[:-1]
         had = re.sub(r"\(S:[^)]*\)|\(null\)", "", gres)
-        found.setdefault(name, set()).add(f"{nodes} nodes of {cpus} CPUs{f' and {had}' if had else ''}")
-    return found
+        partition = found.setdefault(name, Partition(name, _seconds(limit)))
+        partition.nodes.add(f"{nodes} nodes of {cpus} CPUs{f' and {had}' if had else ''}")
+    return found, default
+
+
+def _seconds(limit: str) -> float:
+    """Slurm's ``[days-]hours:minutes:seconds``, or minutes and seconds; anything else is no limit."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
+    if match is None:
+        return math.inf
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 def _secrets(names: Sequence[str]) -> None:
