@@ -21,8 +21,9 @@ import pytest
 from tests.clusters.slurm import Slurm, missing
 
 APP = """
-import json, os, socket, sys, time
+import json, os, signal, socket, sys, time
 from pathlib import Path
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # Slurm sends it to every process of a job
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
@@ -268,7 +269,7 @@ def test_the_controller_may_be_away(app: App) -> None:
 
 def test_a_queue_that_never_starts(app: App) -> None:
     status, out = app.run(
-        "+act=ok", "hydra.launcher.queue_timeout_s=4", "hydra.launcher.backend.sbatch=[--begin=now+1hour]"
+        "+act=ok", "hydra.launcher.queue_timeout_s=4", "hydra.launcher.backend.sbatch=['--begin=now+1hour']"
     )
     assert status == 1
     assert "waited longer than hydra.launcher.queue_timeout_s=4.0 s: BeginTime" in out
@@ -299,7 +300,6 @@ def test_cancel_from_another_terminal(app: App) -> None:
     assert process.returncode == 130, said
     assert not app.left()
     assert (app.sweep / "0" / "kept").exists()
-    os.kill(app.start("+act=sleep").pid, 0)
 
 
 def test_ctrl_c_cancels_everything(app: App) -> None:
@@ -325,7 +325,7 @@ def test_a_full_disk_is_named(app: App) -> None:
         status, out = app.run("+act=fill,ok", "hydra.launcher.max_parallel=1")
         assert status == 1
         assert "No space left on device" in out
-        assert app.jobs()[0]["status"] == "failed"
+        assert "mlperf_exp: job 0 failed" in out
     finally:
         subprocess.run(["umount", "--lazy", str(app.sweep)], check=True)
 
