@@ -7,6 +7,13 @@
     _process.py     a job's process as seen from the launcher: its output, its end
     _summary.py     the table at the end of a sweep
 
+    _cluster.py     the contract between the driver and a system of other machines
+    _launcher.py    the class behind every launcher to other machines   -> _remote.py: a sweep as plain data, and back
+    _driver.py      submits, watches, retries and ends jobs; _track.py: one attempt; _ledger.py, _log.py
+    _node.py        what runs on a node; _handback.py: files inside its log; _return.py: what its task returned
+    _book.py        sweep.json and MLflow on the submitting side; _chosen.py: refuses launchers in swept configurations
+
+    slurm.py        each job a job of Slurm                        -> _slurm.py, _slurm_preflight.py, _slurm_config.py
     kubernetes.py   each job a Job of Kubernetes                   -> _kubernetes.py
     _kubernetes_*   its keys (config), manifests (manifest, gke for GPUDirect-TCPX, overlay for the user's patch), what
                     its objects say (state), logs (log), checks beforehand (preflight, room), the API client (api)
