@@ -32,10 +32,10 @@ class Book:
         self._entries = {job.number: job for job in self._record.jobs}
         self._tracker: Tracker | None = None
         facts = specs[0].facts if specs else {}
-        self._wanted = "model.name" in facts
+        self._wanted = "sweep" in facts
         self._timeout_s = float(facts.get("tracking.timeout_s", 0.0))
         self._save()
-        if facts.get("tracking.enabled"):
+        if self._wanted and facts.get("tracking.enabled"):
             names = ("enabled", "uri", "experiment", "interval_s", "timeout_s")
             tracking = Tracking(**{name: facts[f"tracking.{name}"] for name in names})
             folder = ledger.folder

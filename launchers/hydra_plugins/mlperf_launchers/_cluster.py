@@ -188,7 +188,7 @@ class Attempt:
     def _tracking(self) -> dict[str, str]:
         """Lets the node leave MLflow to this side: it may reach none, or share a database file with other nodes."""
         facts = self.spec.facts
-        if not facts.get("tracking.enabled"):
+        if not facts.get("tracking.enabled") or "sweep" not in facts:
             return {}
         return {LATER: json.dumps({"sweep": facts["sweep"], "uri": absolute_uri(facts["tracking.uri"])})}
 

@@ -189,6 +189,8 @@ def spec_of(job: Job, config: DictConfig, settings: RemoteLauncherConf, override
         value = OmegaConf.select(task, key, throw_on_missing=False)
         if value is not None:
             facts[key] = getattr(value, "name", value)
+    if application() == ("-m", "mlperf_exp"):  # its jobs are runs: they have a record, and a place in MLflow
+        facts["sweep"] = str(Path(str(config.hydra.sweep.dir)).absolute())
     return JobSpec(
         number=job.number,
         overrides=job.overrides,
