@@ -129,7 +129,7 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def weights_identity(folder: Path) -> dict[str, str]:
-    """A digest for each file of a checkpoint that its answers depend on.
+    """A digest for each file of a checkpoint (a folder, or one file) that its answers depend on.
 
     JSON files are hashed whole. Of a ``*.safetensors`` file, its size and 64 blocks of 64 KiB evenly spread over it,
     the first of which begins with the header (names, types and shapes): another training, quantization or merge shows,
@@ -140,10 +140,10 @@ def weights_identity(folder: Path) -> dict[str, str]:
     """
     found = {}
     try:
-        for path in sorted(folder.iterdir()):
+        for path in [folder] if folder.is_file() else sorted(folder.iterdir()):
             if path.suffix == ".json" and path.is_file():
                 found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-            elif path.suffix == ".safetensors":
+            elif path.suffix in (".safetensors", ".pth", ".bin"):
                 found[path.name] = _sampled(path)
     except OSError as error:
         raise UserError(
