@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ def results(filter_string: str, uri: str, experiment: str) -> Iterator[tuple[str
             "--tracking-uri", f"there is no {uri.removeprefix('sqlite:///')}", "Name the MLflow of the runs"
         )
     prepare_environment(uri)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 

@@ -218,3 +218,24 @@ def test_a_run_that_fails_or_is_no_longer_valid_is_worse(tmp_path: Path, real: d
     assert main([str(write(tmp_path / "d", variant(real, qps=4, noise=0))), "--baseline", str(old),
                  "--out", str(tmp_path / "out")]) == 0  # fmt: skip
     assert "the noise is not known" in page(tmp_path / "out").text
+
+
+def test_runs_that_mlflow_holds(
+    tmp_path: Path, real_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    place = client.create_experiment("mine", artifact_location=str(tmp_path / "artifacts"))
+    kept, empty = (client.create_run(place, tags={"model": "llama3_tiny"}).info.run_id for _ in range(2))
+    client.log_artifact(kept, str(real_run / "result.json"))
+    options = ["--tracking-uri", uri, "--experiment", "mine", "--out", "out"]
+    assert main(["--mlflow", "tags.model = 'llama3_tiny'", *options]) == 0
+    text = page(tmp_path / "out").text
+    assert "1 run compared" in text
+    assert f"MLflow run {empty}: MLflow holds no result.json of it" in text
+    assert main(["--mlflow", "tags.model = oops", *options]) == 2
+    assert main(["--mlflow", "tags.model = 'x'", *options[:2], "--experiment", "none"]) == 2
+    assert "--experiment: " in capsys.readouterr().err.splitlines()[-1]
