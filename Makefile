@@ -40,7 +40,7 @@ test: lint
 # Programs are built once into the user's cache folder; a file's tests share one cluster.
 test-clusters: setup-dev
 	@tests/clusters/k8s_build.sh
-	@MLPERF_TEST_CLUSTERS=1 $(BIN)/python -m pytest -n 0 tests/clusters $(ARGS)
+	@MLPERF_TEST_CLUSTERS=1 $(BIN)/python -m pytest -n 0 tests/clusters tests/launchers/test_ray.py $(ARGS)
 
 lint: setup-dev
 	@$(BIN)/ruff check .

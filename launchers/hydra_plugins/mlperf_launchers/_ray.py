@@ -76,7 +76,12 @@ class RayCluster:
         try:
             with _asking():
                 client = self._client()
-                nodes = list_nodes(address=client.get_address(), filters=[("state", "=", "ALIVE")], limit=10_000)
+                nodes = list_nodes(
+                    address=client.get_address(),
+                    filters=[("state", "=", "ALIVE")],
+                    limit=10_000,
+                    raise_on_missing_output=False,
+                )
         except RayStateApiException as error:
             raise Unreachable(f"Ray cannot list its nodes: {error}") from error
         if self.settings.backend.autoscales:

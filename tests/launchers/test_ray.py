@@ -1,0 +1,209 @@
+"""The launcher ``ray`` on a real Ray of two hosts (network namespaces) with token authentication."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hydra_plugins.mlperf_launchers._cluster import Attempt, JobSpec, Need
+from hydra_plugins.mlperf_launchers._ray import RayCluster
+from hydra_plugins.mlperf_launchers._ray_config import RayBackend, RayLauncherConf
+
+from tests.launchers.remote_app import VALUES, Sweeper, needs_root, quote, wait_for
+
+CLUSTERS = Path(__file__).parent.parent / "clusters"
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_agent_register_timeout_ms": "120000"}
+
+
+@dataclass
+class TwoHosts:
+    """A Ray head on ``head`` and a worker on ``worker``, which alone has the resource ``second``."""
+
+    head: str
+    worker: str
+    address: str
+    token: str
+    folder: Path
+
+    def on(self, host: str, *words: str, tries: int = 1) -> None:
+        ray = [str(CLUSTERS / "onhost.sh"), host, sys.executable, "-m", "ray.scripts.scripts", *words]
+        with tempfile.TemporaryFile() as out:  # no pipes: the daemons would hold them open
+            for _ in range(tries):
+                out.truncate(0)
+                done = subprocess.run(ray, stdout=out, stderr=out, check=False, timeout=240, env=self.env())
+                if done.returncode == 0:
+                    return
+                if tries > 1:
+                    self.kill(host)
+            out.seek(0)
+            raise AssertionError(out.read().decode())
+
+    def env(self) -> dict[str, str]:
+        return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, **QUIET}
+
+    def start_worker(self) -> None:
+        resources = ["--num-cpus=2", "--num-gpus=0", '--resources={"second": 2}']
+        address = self.address.removeprefix("http://").partition(":")[0]
+        at = address.rpartition(".")[0] + ".2"
+        self.on(self.worker, "start", f"--address={address}:6379", f"--node-ip-address={at}", *resources, tries=3)
+
+    def processes(self, host: str) -> list[int]:
+        """What runs on a host: whatever is in its network."""
+        done = subprocess.run(["ip", "netns", "pids", host], capture_output=True, text=True, check=False)
+        return [int(pid) for pid in done.stdout.split()]
+
+    def kill(self, host: str) -> None:
+        for pid in self.processes(host):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
+    if os.environ.get("MLPERF_TEST_CLUSTERS") != "1":
+        pytest.skip("starts a Ray of two hosts and takes minutes: make test-clusters runs it")
+    if os.geteuid() != 0:
+        pytest.skip("makes network namespaces, which takes root")
+    number = os.getpid() % 250 + 1
+    prefix, subnet = f"r{number}n", f"10.96.{number}"
+    subprocess.run([str(CLUSTERS / "net.sh"), "up", prefix, subnet], check=True, timeout=60)
+    folder = Path(f"/tmp/ray-{number}")  # sockets' paths must be short
+    made = TwoHosts(f"{prefix}1", f"{prefix}2", f"http://{subnet}.1:8265", secrets.token_hex(32), folder)
+    try:
+        ports = ["--port=6379", f"--dashboard-host={subnet}.1", "--dashboard-port=8265", f"--temp-dir={folder}"]
+        size = ["--num-cpus=2", "--num-gpus=0"]
+        # Ray gives its agents 15 s to start, which a busy machine may not keep.
+        made.on(made.head, "start", "--head", f"--node-ip-address={subnet}.1", *size, *ports, tries=3)
+        made.start_worker()
+        yield made
+    finally:
+        for host in (made.head, made.worker):
+            made.kill(host)
+        subprocess.run([str(CLUSTERS / "net.sh"), "down", prefix, subnet], check=False, timeout=60)
+        subprocess.run(["rm", "-rf", str(folder)], check=False)
+
+
+@pytest.fixture
+def sweeper(hosts: TwoHosts, tmp_path: Path) -> Sweeper:
+    return Sweeper(
+        tmp_path,
+        [
+            "hydra/launcher=ray",
+            f"hydra.launcher.backend.address={hosts.address}",
+            f"hydra.launcher.backend.node_dir={tmp_path}/there",
+            f"hydra.launcher.python={sys.executable}",
+            "hydra.launcher.max_parallel=4",
+        ],
+        hosts.env(),
+    )
+
+
+SECOND = "+hydra.launcher.backend.entrypoint_resources.second=1"
+
+
+@needs_root
+def test_values_arrive_results_come_back_and_failures_are_told(sweeper: Sweeper) -> None:
+    done = sweeper.run("+act=ok", "+value=" + quote("".join(VALUES)), "+hydra.launcher.env.EXTRA=" + quote("a, $HOME"))
+    assert done.ends() == ["finished"], done.said
+    assert done.seen(0)["value"] == "".join(VALUES)
+    assert done.seen(0)["EXTRA"] == "a, $HOME"
+    assert (done.folder / "0" / "big").stat().st_size == 100_000  # by the log alone
+    assert "[job 0/0] out of ok" in done.stdout
+    assert "@mlperf_exp:files" not in done.said
+    assert not list((sweeper.folder / "there").iterdir())
+
+
+@needs_root
+def test_a_job_on_two_hosts_and_one_stopped_behind_the_launchers_back(hosts: TwoHosts, sweeper: Sweeper) -> None:
+    nodes = ["hydra.launcher.resources.nodes=2", "hydra.launcher.run_on=each"]
+    done = sweeper.run("+act=ok", *nodes)
+    assert done.ends() == ["finished"], done.said
+    assert (done.seen(0)["host"], done.seen(0)["WORLD_SIZE"], done.seen(0)["RANK"]) == (hosts.head, "2", "0")
+    assert done.seen(0)["MASTER_ADDR"] in hosts.address
+    assert f"[node 1] out of ok on {hosts.worker} rank 1" in done.stdout
+    with sweeper.running("+act=slow,ok") as process:
+        wait_for(lambda: [job["attempts"][0]["state"] for job in sweeper.jobs()][:1] == ["running"])
+        name = sweeper.jobs()[0]["attempts"][0]["id"]
+        hosts.on(hosts.head, "job", "stop", "--address", hosts.address, name)
+        done = sweeper.ended(process)
+    assert done.ends() == ["failed", "finished"], done.said
+    assert done.status == 1
+
+
+@needs_root
+def test_an_interrupt_stops_what_runs_and_brings_what_it_kept(sweeper: Sweeper) -> None:
+    with sweeper.running("+act=slow", SECOND) as process:
+        wait_for(lambda: bool(list((sweeper.folder / "there").glob("*/seen.json"))))
+        process.send_signal(signal.SIGINT)
+        done = sweeper.ended(process)
+    assert done.status == 130
+    assert done.ends() == ["interrupted"], done.said
+    assert (done.folder / "0" / "kept").exists()
+
+
+@needs_root
+def test_a_lost_node_is_a_fault_of_the_machines_and_the_job_runs_again(hosts: TwoHosts, sweeper: Sweeper) -> None:
+    with sweeper.running("+act=slow", SECOND, "hydra.launcher.retries.max=1") as process:
+        wait_for(lambda: bool(list((sweeper.folder / "there").glob("*/seen.json"))))
+        hosts.kill(hosts.worker)
+        wait_for(lambda: [len(job["attempts"]) for job in sweeper.jobs()] == [2], 100)
+        hosts.start_worker()
+        wait_for(lambda: len(list((sweeper.folder / "there").glob("*-2/seen.json"))) == 1, 100)
+        process.send_signal(signal.SIGTERM)
+        done = sweeper.ended(process)
+    [job] = done.jobs()
+    assert job["attempts"][0]["state"] == "lost", done.said
+    assert (sweeper.folder / "sweep" / "0.attempt_2" / "kept").exists()
+
+
+@needs_root
+def test_a_wrong_token_and_a_job_that_no_node_can_hold_are_refused(hosts: TwoHosts, sweeper: Sweeper) -> None:
+    done = sweeper.run("+act=ok", "hydra.launcher.resources.gpus_per_node=1")
+    assert "hydra.launcher.resources: job 0 wants CPU 1, GPU 1; of the 2 nodes of" in done.stderr
+    assert done.status == 2
+    assert not done.folder.exists() or not (done.folder / "jobs.json").exists()
+    wrong = Sweeper(sweeper.folder, sweeper._settings, {**hosts.env(), "RAY_AUTH_TOKEN": "00" * 32})
+    done = wrong.run("+act=ok")
+    assert "RAY_AUTH_TOKEN: the Ray cluster does not take this token" in done.stderr
+    assert done.status == 2
+
+
+def test_no_cluster_at_that_address_is_told(tmp_path: Path) -> None:
+    done = Sweeper(tmp_path, ["hydra/launcher=ray", "hydra.launcher.backend.address=http://127.0.0.1:9"]).run("+act=ok")
+    assert done.status == 2
+    assert "ray does not answer" in done.stderr
+
+
+def test_what_is_submitted_holds_no_dollar_and_no_word_of_the_job_in_the_shells_line() -> None:
+    arguments = ("app.py", "x='$HOME; ${y} `id`'")
+    spec = JobSpec(0, (), arguments, Path("/sweep/0"), Need(gpus_per_node=2, gpu_type="A30", cpus=8, memory_gib=4))
+    text = RayCluster(RayLauncherConf(backend=RayBackend(address="http://head:8265"))).render(Attempt(spec, 1, "u-0-1"))
+    asked = json.loads(text)
+    assert asked["submission_id"] == "u-0-1"
+    assert asked["entrypoint_num_gpus"] == 2
+    assert asked["entrypoint_num_cpus"] == 8
+    assert asked["entrypoint_memory"] == 4 * 2**30
+    assert asked["entrypoint_resources"] == {"accelerator_type:A30": 0.001}
+    request = asked["runtime_env"]["env_vars"]["MLPERF_EXP_REQUEST"]
+    assert "$" not in request
+    assert json.loads(request)["command"][1:3] == list(arguments)
+    assert "HOME" not in asked["entrypoint"]
+
+
+def test_a_missing_ray_is_named(tmp_path: Path) -> None:
+    blocked = tmp_path / "ray"
+    blocked.mkdir()
+    (blocked / "__init__.py").write_text("raise ImportError('no ray here')")
+    done = Sweeper(tmp_path, ["hydra/launcher=ray"], {"PYTHONPATH": str(tmp_path)}).run("+act=ok")
+    assert 'pip install "mlperf-exp[ray]"' in done.stderr
+    assert done.status == 2
