@@ -22,7 +22,7 @@ from mlperf_exp.report.render import escape_markdown
 
 HOSTILE = "<script>alert(1)</script><svg onload=alert(2)>\"'|`](javascript:x) {{ 7 * 7 }} \x1b[31m\x00"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
-ORDER = ["verdict", "figures", "rates", "accuracy", "latency", "time", "phases", "plan", "configuration",
+ORDER = ["verdict", "figures", "rates", "accuracy", "latency", "time", "phases", "insight", "plan", "configuration",
          "environment", "artifacts"]  # fmt: skip
 CHARTS = {"ttft", "tpot", "latency", "throughput", "in_flight", "phases"}
 RunFolder = Callable[..., Path]
