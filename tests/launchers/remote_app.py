@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 APP = """
-import json, os, socket, sys, time
+import json, os, signal, socket, sys, time
 from pathlib import Path
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # Slurm sends it to every process of a job
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from mlperf_exp.errors import ExperimentError
