@@ -182,13 +182,3 @@ def test_more_values_reuse_what_is_there(tmp_path: Path) -> None:
     done = sweep(tmp_path / "s", "scenario.target_qps=50,100,200")
     assert [job["earlier"] for job in done.jobs] == [False, True, True]
     assert [done.result(i)["plan"]["config"]["scenario"]["target_qps"] for i in range(3)] == [50.0, 100.0, 200.0]
-
-
-def test_a_launcher_chosen_inside_the_sweep_is_refused(tmp_path: Path) -> None:
-    conf = tmp_path / "conf" / "experiment"
-    conf.mkdir(parents=True)
-    (conf / "inner.yaml").write_text("# @package _global_\ndefaults:\n  - override /hydra/launcher: basic\n")
-    done = sweep(tmp_path / "s", f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "experiment=inner,inner", "seed=1")
-    assert done.status == 2
-    assert "hydra/launcher=basic" in done.stderr.strip().splitlines()[-1]
-    assert not list((tmp_path / "s").glob("*/result.json"))
