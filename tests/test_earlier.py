@@ -38,7 +38,16 @@ def measured(folder: Path, errors: int = 0, score: Score | None = SCORE) -> Meas
     folder.mkdir(exist_ok=True, parents=True)
     for name in earlier.LOGS:
         (folder / name).write_text(f"{name}\n")
-    test = LoadgenTest("accuracy", folder, {"num_errors": errors}, 2, 2 - errors, errors, None, 1.0)
+    test = LoadgenTest(
+        "accuracy",
+        folder,
+        {"power_end": "now"} | ({"error_runtime": ["late"]} if errors else {}),
+        2,
+        2 - errors,
+        errors,
+        None,
+        1.0,
+    )
     return Measurement({}, {}, (test,), score=score)
 
 

@@ -12,7 +12,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from mlperf_exp import cli, log_rules
-from mlperf_exp.bench import bench
+from mlperf_exp.bench import bench, start
+from mlperf_exp.bench import measure as run_tests
 from mlperf_exp.benchmarks import BENCHMARKS, LOADGEN, SEEDS
 from mlperf_exp.config import Decoder
 from mlperf_exp.inputs import Inputs
@@ -138,3 +139,18 @@ def test_real_logs_of_every_scenario_pass_and_send_whole_copies(tmp_path: Path, 
     test = measurement.tests[0]
     assert test.issued % 64 == 0
     assert test.loadgen["effective_sample_concatenate_permutation"] is True
+
+
+def test_a_real_accuracy_log_passes_and_a_truncated_one_does_not(tmp_path: Path) -> None:
+    plan = replace(make_plan(compose("config", [*WORDS, "scenario=offline"]), tmp_path), modes=("accuracy",))
+    with Progress(plan) as progress:
+        sut = start(plan, Inputs(None, [Sample((1,), "")] * 64, None, [1] * 64), progress)
+        measurement = run_tests(sut, plan, Inputs(None, [Sample((1,), "")] * 64, None, [1] * 64), progress)
+        sut.stop()
+    assert list(log_rules.reasons(plan, measurement)) == []
+    (test,) = measurement.tests
+    text = (test.log_dir / "mlperf_log_detail.txt").read_text()
+    (test.log_dir / "mlperf_log_detail.txt").write_text(text[: int(len(text) * 0.9)])
+    cut = replace(test, loadgen=read_detail_log(test.log_dir))
+    (reason,) = log_rules.reasons(plan, replace(measurement, tests=(cut,)))
+    assert "accuracy log is cut short" in reason
