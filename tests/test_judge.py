@@ -81,7 +81,13 @@ def score(model: str = "llama3_8b", **changed: float) -> Score:
 
 
 def verdict(measurement: Measurement, *overrides: str, scored: Score | None = None) -> Verdict:
-    return judge(plan("scenario=server", *overrides), replace(measurement, score=scored))
+    it = plan("scenario=server", *overrides)
+    # The real log is of one second; the judge holds its length against the plan, and this plan is of a whole run.
+    duration = {"effective_min_duration_ms": round(it.config.scenario.min_duration_s * 1000)}
+    tests = tuple(
+        replace(test, loadgen=test.loadgen | duration) if test.loadgen else test for test in measurement.tests
+    )
+    return judge(it, replace(measurement, tests=tests, score=scored))
 
 
 def only(given: Verdict, *words: str) -> str:
