@@ -287,7 +287,7 @@ def test_help_names_every_group_and_option(tmp_path: Path) -> None:
     for group in ("model", "hw", "scenario", "backend", "dataset", "experiment"):
         lines = done.stdout.splitlines()
         first = next(i for i, line in enumerate(lines) if line.split()[:1] == [group])
-        further = itertools.takewhile(lambda line: line.startswith(" " * 16), lines[first + 1 :])
+        further = itertools.takewhile(lambda line: line.startswith(" " * 12), lines[first + 1 :])
         line = " ".join([lines[first], *further])
         for path in (cli.conf_dir() / group).glob("*.yaml"):
             assert re.search(rf"(?<![\w]){re.escape(path.stem)}(?![\w])", line), f"{group}={path.stem} is not in --help"

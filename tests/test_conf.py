@@ -154,7 +154,9 @@ def test_every_file_is_an_option_of_a_group_that_the_tests_go_through() -> None:
                 for names in itertools.product(options("backend"), options("model"), options("hw"), options("scenario"))
             ), f"{where} names no backend_model_hw_scenario"
         else:
-            assert where in (Path("config.yaml"), Path("doctor.yaml")) or where.parts[0] in known, f"{where} is not used"
+            assert where in (Path("config.yaml"), Path("doctor.yaml")) or where.parts[0] in known, (
+                f"{where} is not used"
+            )
 
 
 def keys(node: Any, schema: Any, path: str) -> Iterator[str]:

@@ -80,14 +80,17 @@ def score(model: str = "llama3_8b", **changed: float) -> Score:
     return Score(metrics, int(metrics["gen_num"]))
 
 
+def held(it: Plan, measurement: Measurement, scored: Score | None = None) -> Verdict:
+    """The verdict on a measurement whose log, of one second, is made to be of the plan's scenario and length."""
+    rules = it.config.scenario
+    scenario = "Server" if rules.name.name == "interactive" else rules.name.value
+    fitting = {"effective_scenario": scenario, "effective_min_duration_ms": round(rules.min_duration_s * 1000)}
+    tests = tuple(replace(t, loadgen=t.loadgen | fitting) if t.loadgen else t for t in measurement.tests)
+    return judge(it, replace(measurement, tests=tests, score=scored or measurement.score))
+
+
 def verdict(measurement: Measurement, *overrides: str, scored: Score | None = None) -> Verdict:
-    it = plan("scenario=server", *overrides)
-    # The real log is of one second; the judge holds its length against the plan, and this plan is of a whole run.
-    duration = {"effective_min_duration_ms": round(it.config.scenario.min_duration_s * 1000)}
-    tests = tuple(
-        replace(test, loadgen=test.loadgen | duration) if test.loadgen else test for test in measurement.tests
-    )
-    return judge(it, replace(measurement, tests=tests, score=scored))
+    return held(plan("scenario=server", *overrides), measurement, scored)
 
 
 def only(given: Verdict, *words: str) -> str:
@@ -146,7 +149,7 @@ def test_a_part_of_the_data_says_so(server: Measurement, word: str) -> None:
 
 
 def test_latencies_over_the_bounds(slow: Measurement) -> None:
-    it = judge(plan("scenario=interactive"), replace(slow, score=score()))
+    it = held(plan("scenario=interactive"), replace(slow, score=score()))
     assert not it.valid
     assert slow.metrics["ttft_p99_ms"] > 900 and slow.metrics["tpot_p99_ms"] > 60
     (ttft,) = [reason for reason in it.reasons if reason.startswith("TTFT p99 ")]
@@ -171,14 +174,14 @@ def test_looser_bounds_say_so_and_tighter_ones_and_none_do_not(server: Measureme
 
 def test_bounds_left_open_are_mlperfs_own(slow: Measurement) -> None:
     open_ = ["scenario=interactive", "scenario.ttft_ms=null", "scenario.tpot_ms=null"]
-    reasons = judge(plan(*open_), replace(slow, score=score())).reasons
+    reasons = held(plan(*open_), replace(slow, score=score())).reasons
     assert any("is over 500 ms" in reason for reason in reasons)
     assert any("is over 30 ms" in reason for reason in reasons)
 
 
 def test_a_bound_in_a_scenario_without_a_rate(server: Measurement) -> None:
     it = plan("model=llama3_8b_edge", "scenario=single_stream", "scenario.ttft_ms=0.001")
-    only(judge(it, replace(server, score=score("llama3_8b_edge"))), "TTFT p99", "is over 0 ms")
+    only(held(it, replace(server, score=score("llama3_8b_edge"))), "TTFT p99", "is over 0 ms")
 
 
 def test_errors(broken: Measurement) -> None:
@@ -211,16 +214,17 @@ def test_a_lost_system(lost: Measurement) -> None:
 
 def test_no_performance_test(server: Measurement) -> None:
     alone = replace(server, tests=(), score=score())
-    only(judge(plan("scenario=server", "scenario.mode=accuracy"), alone), "No performance was measured")
-    only(judge(plan("scenario=server"), alone), "did not run")
+    only(held(plan("scenario=server", "scenario.mode=accuracy"), alone), "No performance was measured")
+    only(held(plan("scenario=server"), alone), "did not run")
 
 
 def test_offline_wants_the_whole_data_set_issued(server: Measurement) -> None:
     (test,) = server.tests
-    few = judge(plan("scenario=offline"), replace(server, score=score()))
+    few = held(plan("scenario=offline"), replace(server, score=score()))
     only(few, f"{test.issued:,} samples", "13,368", "scenario.min_query_count")
-    all_ = replace(test, issued=13368, completed=13368)
-    assert judge(plan("scenario=offline"), replace(server, tests=(all_,), score=score())).valid
+    logged = test.loadgen | {"generated_query_count": 13368, "generated_samples_per_query": 1}
+    all_ = replace(test, issued=13368, completed=13368, loadgen=logged)
+    assert held(plan("scenario=offline"), replace(server, tests=(all_,), score=score())).valid
 
 
 @pytest.mark.parametrize("where", ["below", "at", "nan"])
@@ -229,7 +233,7 @@ def test_offline_wants_the_whole_data_set_issued(server: Measurement) -> None:
 def test_rouge_beside_its_target(server: Measurement, model: str, scenario: str, name: str, where: str) -> None:
     bound = TARGETS[model][NAMES.index(name)]
     value = {"below": bound - 1e-4, "at": bound, "nan": math.nan}[where]
-    it = judge(plan(f"model={model}", f"scenario={scenario}"), replace(server, score=score(model, **{name: value})))
+    it = held(plan(f"model={model}", f"scenario={scenario}"), replace(server, score=score(model, **{name: value})))
     if where == "at":
         assert it.valid and it.accuracy["passed"] is True
     else:
@@ -242,7 +246,7 @@ def test_output_length_and_count_beside_their_targets(server: Measurement, model
     samples, *_, least, most = TARGETS[model]
 
     def judged(**changed: float) -> Verdict:
-        return judge(plan(f"model={model}", f"scenario={scenario}"), replace(server, score=score(model, **changed)))
+        return held(plan(f"model={model}", f"scenario={scenario}"), replace(server, score=score(model, **changed)))
 
     assert judged(gen_len=least).valid and judged(gen_len=most).valid
     only(judged(gen_len=least - 1), "below", f"{least:,}")
@@ -282,7 +286,7 @@ def test_what_the_closed_division_forbids(server: Measurement, words: str, says:
 
 
 def test_a_scenario_that_the_closed_division_does_not_have(server: Measurement) -> None:
-    it = judge(plan("scenario=single_stream"), replace(server, score=score()))
+    it = held(plan("scenario=single_stream"), replace(server, score=score()))
     only(it, "no single_stream for llama3_8b", "division=open")
 
 
@@ -300,9 +304,9 @@ def test_a_harness_that_is_the_bottleneck_is_named(server: Measurement, slow: Me
     assert it.valid == verdict(server, scored=score()).valid  # a delay makes figures worse: those that pass stand
     assert [word for word in it.warnings if "queries were sent 400.0 ms late" in word]
     theirs = slow.metrics | late  # under half of a first-token latency of 900 ms and more: the system's own fault
-    its = judge(plan("scenario=interactive"), replace(slow, metrics=theirs, score=score()))
+    its = held(plan("scenario=interactive"), replace(slow, metrics=theirs, score=score()))
     assert not any("harness" in reason for reason in its.reasons)
     ours = slow.metrics | {"issue_delay_p99_ms": 5000.0}
-    its = judge(plan("scenario=interactive"), replace(slow, metrics=ours, score=score()))
+    its = held(plan("scenario=interactive"), replace(slow, metrics=ours, score=score()))
     assert any("The harness itself was a bottleneck: queries were sent 5,000.0 ms late" in r for r in its.reasons)
     assert not any("harness" in warning for warning in its.warnings)

@@ -38,6 +38,8 @@ def gone(pid: int) -> bool:
 
 def test_memory_and_processor_of_the_whole_tree_are_sampled_and_the_end_too(tmp_path: Path) -> None:
     path = tmp_path / FILE
+    others = psutil.Process().children(recursive=True)  # left by other tests of this process, such as servers
+    more_mib = sum(other.memory_info().rss for other in others if other.is_running()) / 2**20
     child = subprocess.Popen([sys.executable, "-c", EATER])
     left_out = subprocess.Popen([sys.executable, "-c", EATER])
     try:
@@ -46,8 +48,8 @@ def test_memory_and_processor_of_the_whole_tree_are_sampled_and_the_end_too(tmp_
             own = psutil.Process().memory_info().rss / 2**20
             wait_for(lambda: last_line(path).get("rss_mib", 0) > own + 200)
             wait_for(lambda: last_line(path).get("cpu_s", 0) > psutil.Process().cpu_times().user + 0.2)
-            assert last_line(path)["processes"] == 2
-            assert last_line(path)["rss_mib"] < own + 2 * 200 + 100
+            assert 2 <= last_line(path)["processes"] <= 2 + len(others)
+            assert last_line(path)["rss_mib"] < own + more_mib + 2 * 200 + 100
             assert machine(path)["memory_mib"] == last_line(path)["rss_mib"]
             stopping = time.perf_counter_ns()
         assert sampler.problem is None
