@@ -1,0 +1,243 @@
+"""Starts this node's ranks and watches them: a rank that is lost ends all, with one sentence that names it.
+
+Each node runs one supervisor. Those of several nodes speak through a small key-value store (PyTorch's TCPStore) on the
+first node: who failed, and a beat a second, so that a node that vanished is noticed too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from mlperf_exp.errors import Interrupted
+from mlperf_exp.sut.reaper import Reaper
+from mlperf_exp.train.job import Job
+
+BEAT_LOST_S = 20.0
+_AFTER_LOSS_S = 10.0  # the others fail by themselves in this time, and rank 0 keeps a checkpoint
+_STOP_S = 120.0  # for the step under way and a checkpoint
+_LOOK_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """A node among those of the run; ``address`` and ``port`` are the first node's."""
+
+    rank: int = 0
+    count: int = 1
+    address: str = "127.0.0.1"
+    port: int = 0
+
+    @classmethod
+    def from_environment(cls, count: int) -> Nodes:
+        """From torchrun's variables, one process a node: GROUP_RANK (or RANK), MASTER_ADDR, MASTER_PORT."""
+        if count == 1:
+            return cls(port=free_port())
+        environment = os.environ
+        rank = int(environment.get("GROUP_RANK", environment.get("RANK", "0")))
+        port = int(environment["MASTER_PORT"])
+        if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun itself listens there
+            port += 1
+        return cls(rank, count, environment["MASTER_ADDR"], port)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How the ranks ended: ``failure`` is one sentence, None where all came to their end."""
+
+    failure: str | None
+    interrupted: bool
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run(job: Job, nodes: Nodes, on_look: Callable[[], None]) -> Ended:
+    """Start the ranks, wait for them; ``on_look`` is called several times a second."""
+    reaper = Reaper.start()
+    ranks: list[_Rank] = []
+    control: _Control | None = None
+    try:
+        control = _Control(nodes) if nodes.count > 1 else None
+        per_node = job.world // nodes.count
+        ranks = [_Rank(job, nodes, local, per_node) for local in range(per_node)]
+        return _watch(ranks, control, on_look)
+    finally:
+        for rank in ranks:
+            rank.close()
+        reaper.kill()
+
+
+def _watch(ranks: list[_Rank], control: _Control | None, on_look: Callable[[], None]) -> Ended:
+    failure: str | None = None
+    interrupted = False
+    leave_at = float("inf")
+    while any(rank.running for rank in ranks):
+        try:
+            time.sleep(_LOOK_S)
+            on_look()
+            if failure is None:
+                failure = _failure(ranks, control)
+                if failure is not None:
+                    leave_at = time.monotonic() + _AFTER_LOSS_S
+                    if control is not None:
+                        control.tell(failure)
+        except (KeyboardInterrupt, Interrupted):
+            interrupted = True
+            leave_at = min(leave_at, time.monotonic() + _STOP_S)
+            for rank in ranks:
+                rank.signal(signal.SIGTERM)
+        if time.monotonic() > leave_at:
+            for rank in ranks:
+                rank.signal(signal.SIGKILL)
+            leave_at = float("inf")
+    on_look()
+    if failure is None:
+        failure = next((text for rank in ranks if (text := rank.failure())), None)
+        if failure is not None and control is not None:
+            control.tell(failure)
+    if control is not None:
+        control.close()
+    return Ended(failure, interrupted)
+
+
+def _failure(ranks: list[_Rank], control: _Control | None) -> str | None:
+    own = next((text for rank in ranks if not rank.running and (text := rank.failure())), None)
+    if own is None and control is not None:
+        return control.failure()
+    return own
+
+
+class _Rank:
+    """One process; its output goes to ``train/rank-N.log``."""
+
+    def __init__(self, job: Job, nodes: Nodes, local: int, per_node: int) -> None:
+        self.number = nodes.rank * per_node + local
+        self._folder = job.folder
+        self._host = socket.gethostname()
+        self._log = job.folder / f"rank-{self.number}.log"
+        self._error = job.folder / f"rank-{self.number}.error"
+        self._error.unlink(missing_ok=True)
+        environment = os.environ | {
+            "RANK": str(self.number),
+            "LOCAL_RANK": str(local),
+            "WORLD_SIZE": str(job.world),
+            "LOCAL_WORLD_SIZE": str(per_node),
+            "GROUP_RANK": str(nodes.rank),
+            "MASTER_ADDR": nodes.address,
+            "MASTER_PORT": str(nodes.port),
+        }
+        environment.pop("TORCHELASTIC_USE_AGENT_STORE", None)
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mlperf_exp.train.worker", str(job.folder / "job.json")],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    def failure(self) -> str | None:
+        """Why it ended before its end, in one sentence; None where it did not."""
+        status = self._process.poll()
+        if status in (None, 0):
+            return None
+        name = f"rank {self.number} on {self._host}"
+        try:
+            return f"{name}: {self._error.read_text().strip()}"
+        except OSError:
+            pass
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        return f"{name} {how}{_last_words(self._log)}"
+
+    def close(self) -> None:
+        """Kill what still runs."""
+        if self.running:
+            self.signal(signal.SIGKILL)
+        self._process.wait()
+
+
+def _last_words(log: Path) -> str:
+    with contextlib.suppress(OSError):
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines()[-20:] if line.strip()]
+        if lines:
+            return f"; its last words: {lines[-1][:300]} (see {log})"
+    return f" (see {log})"
+
+
+class _Control:
+    """What the supervisors of several nodes tell each other."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        from torch.distributed import TCPStore
+
+        self._nodes = nodes
+        self._store: Any = TCPStore(
+            nodes.address, nodes.port + 1, None, nodes.rank == 0, timedelta(seconds=300), wait_for_workers=False
+        )
+        self._store.set_timeout(timedelta(seconds=10))
+        self._store.set(f"host/{nodes.rank}", socket.gethostname())
+        self._beats = {node: (0, time.monotonic()) for node in range(nodes.count)}
+        self._next = 0.0
+
+    def tell(self, failure: str) -> None:
+        """Let the other nodes end too."""
+        with contextlib.suppress(Exception):
+            self._store.compare_set("failed", "", failure)
+
+    def failure(self) -> str | None:
+        """What happened elsewhere: a failure that was told, or a node without a beat; asked once a second."""
+        now = time.monotonic()
+        if now < self._next:
+            return None
+        self._next = now + 1.0
+        try:
+            self._store.add(f"beat/{self._nodes.rank}", 1)
+            if self._store.check(["failed"]):
+                return self._store.get("failed").decode()  # type: ignore[no-any-return]
+            for node, (count, since) in list(self._beats.items()):
+                beat = self._store.add(f"beat/{node}", 0)
+                done = self._store.check([f"done/{node}"])
+                if beat != count or done:
+                    self._beats[node] = (beat, now)
+                elif now - since > BEAT_LOST_S:
+                    return f"node {node}{self._host(node)} has not been heard of for {BEAT_LOST_S:g} s"
+        except Exception as error:  # the first node holds the store: without it there is no run
+            return f"node 0 ({self._nodes.address}) is lost: {' '.join(str(error).split())[:200]}"
+        return None
+
+    def close(self) -> None:
+        """The node is done; the first one stays until all are."""
+        with contextlib.suppress(Exception):
+            self._store.set(f"done/{self._nodes.rank}", "1")
+            if self._nodes.rank == 0:
+                self._store.wait([f"done/{node}" for node in range(self._nodes.count)], timedelta(seconds=BEAT_LOST_S))
+
+    def _host(self, node: int) -> str:
+        key = f"host/{node}"
+        return f" ({self._store.get(key).decode()})" if self._store.check([key]) else ""
