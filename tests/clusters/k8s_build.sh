@@ -21,7 +21,7 @@ work=$cache/build; mkdir -p "$work/apt/partial" "$work/go/src/k8s.io" "$work/bin
   cd "$work"
   source=$work/go/src/k8s.io/kubernetes
   if [ ! -d "$source" ]; then                          # a list of sources of our own: the system's stays as it is
-    mirror=${DEBIAN_MIRROR:-$(sed -n 's/^URIs: *//p; s/^deb \([^ ]*\) .*/\1/p' /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2> /dev/null | head -n 1)}
+    mirror=${DEBIAN_MIRROR:-$(sed -n 's/^URIs: *//p; s/^deb \([^ ]*\) .*/\1/p' /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2> /dev/null | head -n 1 || true)}
     echo "deb-src $mirror bookworm main" > sources.list
     options="-o Dir::Etc::sourcelist=$work/sources.list -o Dir::Etc::sourceparts=/dev/null -o Dir::State::lists=$work/apt -o APT::Sandbox::User=root"
     apt-get -q $options update
