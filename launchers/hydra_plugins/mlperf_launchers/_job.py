@@ -147,22 +147,6 @@ def make_folder(job: Job) -> None:
         ) from error
 
 
-def refuse_launcher(job: Job, config: DictConfig) -> None:
-    """Refuse a launcher that is chosen inside a swept configuration: Hydra would ignore it without a word.
-
-    Raises:
-        UserError: with the command that does it.
-    """
-    here, wanted = config.hydra.runtime.choices["hydra/launcher"], job.config.hydra.runtime.choices["hydra/launcher"]
-    if wanted != here:
-        chosen = describe(job.overrides)
-        raise UserError(
-            "hydra/launcher",
-            f"job {job.number} ({chosen}) chooses {wanted}, and the sweep runs on {here}: a sweep has one launcher",
-            f"Run it by a command of its own: python -m mlperf_exp -m hydra/launcher={wanted} {chosen}",
-        )
-
-
 def pack_shared(task_function: TaskFunction, context: HydraContext) -> bytes:
     """What all jobs of a sweep have in common; plain pickle cannot do functions of ``__main__``, nor resolvers."""
     return bytes(cloudpickle.dumps((Singleton.get_state(), task_function, context)))

@@ -141,8 +141,6 @@ class Batch:
                 identity = identify(job.config)
             except (HydraException, OmegaConfBaseException) as error:
                 self._refused[i] = error
-            if job is not None:
-                _job.refuse_launcher(job, self._config)
             self._jobs.append(replace(job, group=identity.group) if job is not None else None)
             identities.append(identity)
         self._entries = self._sweep.add(self.rows, identities)
