@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -252,6 +253,24 @@ def test_a_killed_run_is_marked(client: Any, uri: str, run_dir: Path) -> None:
     assert run.data.tags["status"] == "interrupted"
     assert live_values(client, run) == list(range(5))
     assert artifacts(client, run) == {"config.yaml", "live.jsonl"}
+
+
+def test_a_run_that_goes_on_waits_for_what_still_sends_the_killed_one(
+    client: Any, tracking: Tracking, run_dir: Path
+) -> None:
+    folder = os.open(run_dir, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)  # as the tracking process of the killed run does
+    write_json(run_dir / "mlflow_run.json", {"uri": tracking.uri, "mlflow_run_id": None, "ended": "lost"})
+    tracker = Tracker.start(run_dir, tracking, "goes-on", "a run")
+    write_live(run_dir, 0, 3)
+    write_result(run_dir, "goes-on")
+    assert tracker._process is not None
+    with pytest.raises(subprocess.TimeoutExpired):
+        tracker._process.wait(8)
+    os.close(folder)
+    outcome = tracker.finish(60)
+    assert outcome.ok, outcome.message
+    assert live_values(client, the_run(client, "goes-on")) == [0, 1, 2]
 
 
 def test_a_run_that_writes_no_result_is_marked(client: Any, tracking: Tracking, run_dir: Path) -> None:

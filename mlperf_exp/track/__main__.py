@@ -64,14 +64,15 @@ def main() -> int:
     options = read_options(run_dir, args.uri)
     prepare_environment(options["uri"])
     parent = Parent(options, run_dir, args.supervised)
-    with alone_in(run_dir) as free:
+    # A run that goes on in the folder of one that was killed finds that one's process still sending: its own waits.
+    with alone_in(run_dir, wait=args.supervised) as free:
         if not free:
             print(f"{run_dir} is being sent by another process; nothing to do", file=sys.stderr)
             return 1
         if (run_dir / SWEEP).exists():
             return _sweep(run_dir, options, parent, args.supervised)
         mirror = Mirror(run_dir, options)
-        if mirror.ended not in (None, "lost"):
+        if not args.supervised and mirror.ended not in (None, "lost"):
             print(f"MLflow has it all: run {mirror.run_id} at {redact(options['uri'])}")
             return 0
         if not (run_dir / RESULT).exists() and not args.supervised and options["hostname"] != socket.gethostname():

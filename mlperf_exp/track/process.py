@@ -74,12 +74,12 @@ def read_options(run_dir: Path, uri: str | None) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def alone_in(run_dir: Path) -> Iterator[bool]:
-    """Whether this process alone sends this run."""
+def alone_in(run_dir: Path, wait: bool = False) -> Iterator[bool]:
+    """Whether this process alone sends this run; with ``wait`` once every other has ended."""
     handle = os.open(run_dir, os.O_RDONLY)  # the folder itself is the lock: no file is left behind
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
         else:
