@@ -1,0 +1,105 @@
+"""A long server run under observation: memory, open files, threads, and every query once.
+
+    python benchmarks/soak.py [--minutes 60] [--qps 100]                    # the simulated system
+    python benchmarks/soak.py --vllm [--minutes 10] [--qps 8]               # vLLM on the small Llama
+
+Looks every two seconds at the measured process (its resident memory, open files, threads). The first tenth is warm-up.
+A query leaves a row (64 bytes in ``records.py``) and LoadGen's own record of it: the growth in memory is given in all,
+and for each query. Prints JSON. Bar: no query lost or doubled, open files flat, and memory beyond the rows of the
+queries below 1 % of growth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+
+ROW_BYTES = 64  # eight columns of eight bytes
+SIMULATED = ["model=llama3_tiny", "backend=simulated", "scenario.mode=performance"]
+VLLM = ["experiment=quickstart", "scenario.mode=performance"]
+
+
+def watched(process: subprocess.Popen[bytes], live: Path) -> list[dict[str, float]]:
+    """What the process held, every two seconds of the test."""
+    looked = psutil.Process(process.pid)
+    rows = []
+    while process.poll() is None:
+        time.sleep(2)
+        if not live.exists():
+            continue
+        try:
+            with live.open("rb") as file:
+                file.seek(max(0, live.stat().st_size - 2000))
+                last = json.loads(file.read().splitlines()[-1])
+            if rows and last["issued"] == rows[-1]["queries"]:
+                continue  # the test has ended
+            rows.append(
+                {"at_s": time.monotonic(), "queries": last["issued"], "rss": looked.memory_info().rss,
+                 "files": looked.num_fds(), "threads": looked.num_threads()}
+            )  # fmt: skip
+        except (psutil.Error, ValueError, IndexError):
+            continue
+    return rows
+
+
+def judged(rows: list[dict[str, float]]) -> dict[str, Any]:
+    """Growth between the medians of two equal parts: the one after the warm-up and the last."""
+    part = len(rows) // 10
+    first, last = rows[part : 2 * part], rows[-2 * part : -part]  # the very end writes the record
+    median = {key: [statistics.median(row[key] for row in some) for some in (first, last)] for key in rows[0]}
+    grown, queries = (median[key][1] - median[key][0] for key in ("rss", "queries"))
+    return {
+        "looks": len(rows),
+        "rss_mib": [round(value / 2**20, 1) for value in median["rss"]],
+        "growth_percent": 100 * grown / median["rss"][0],
+        "growth_bytes_a_query": grown / max(1, queries),
+        "growth_beyond_rows_percent": 100 * (grown - ROW_BYTES * queries) / median["rss"][0],
+        "open_files": median["files"],
+        "threads": median["threads"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--vllm", action="store_true")
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--qps", type=float)
+    options = parser.parse_args()
+    minutes = options.minutes or (10 if options.vllm else 60)
+    qps = options.qps or (8 if options.vllm else 100)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlperf_exp", *(VLLM if options.vllm else SIMULATED), f"hydra.run.dir={run}",
+             "scenario=server", f"scenario.target_qps={qps}", f"scenario.min_duration_s={60 * minutes}",
+             "progress=false", f"tracking.uri=sqlite:///{folder}/mlflow.db"],
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        rows = watched(process, run / "live.jsonl")
+        result = json.loads((run / "result.json").read_text())
+        table = pq.read_table(run / "performance" / "queries.parquet", columns=["row", "error"])
+    metrics, test = result["metrics"], result["tests"]["performance"]
+    print(json.dumps({
+        "system": "vllm" if options.vllm else "simulated", "minutes": minutes, "qps": qps, "load": os.getloadavg(),
+        "exit_status": process.returncode, "status": result["run"]["status"],
+        "queries": {"loadgen": test["loadgen"]["generated_query_count"], "issued": test["issued"],
+                    "completed": test["completed"], "errors": metrics["errors"], "duplicates": metrics["duplicates"],
+                    "rows": len(set(table["row"].to_pylist()))},
+        "ttft_p99_ms": metrics.get("ttft_p99_ms"), "issue_delay_p99_ms": metrics.get("issue_delay_p99_ms"),
+        **judged(rows),
+    }, indent=2))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
