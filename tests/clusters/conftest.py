@@ -1,27 +1,49 @@
-"""Real clusters on this machine, for the tests that ``make test-clusters`` runs."""
+"""Real clusters on this machine, the same for all tests of a session.
+
+Slurm is started for every run of the tests; the Kubernetes control plane for ``make test-clusters``, which builds it.
+"""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from k8s import Kubernetes, missing
+from tests.clusters import k8s, slurm
+
+
+def _number(prefix: str) -> int:
+    """Of a pair of hosts whose names and network nobody uses."""
+    first = os.getpid()
+    numbers = ((first + i) % 250 + 1 for i in range(250))
+    return next(number for number in numbers if not Path(f"/sys/class/net/br-{prefix}{number}n").exists())
+
+
+@pytest.fixture(scope="session", name="slurm")
+def slurm_(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Slurm]:
+    """A real Slurm of two hosts with one pretend A30 each."""
+    if why := slurm.missing():
+        pytest.skip(f"no Slurm can be started here: {why}")
+    number = _number("s")
+    cluster = slurm.Slurm(tmp_path_factory.mktemp("slurm"), f"s{number}n", f"10.97.{number}")
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 @pytest.fixture(scope="session")
-def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubernetes]:
-    """A real Kubernetes control plane with two nodes of one pretend A30 each; the same for all tests of a session."""
+def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[k8s.Kubernetes]:
+    """A real Kubernetes control plane with two nodes of one pretend A30 each."""
     if os.environ.get("MLPERF_TEST_CLUSTERS") != "1":
         pytest.skip("starts a Kubernetes control plane, which make test-clusters builds and runs")
-    if why := missing():
+    if why := k8s.missing():
         pytest.skip(f"no Kubernetes control plane here: {why}")
-    number = os.getpid() % 250 + 1
-    cluster = Kubernetes(tmp_path_factory.mktemp("kubernetes"), f"k{number}n", f"10.98.{number}")
+    number = _number("k")
+    cluster = k8s.Kubernetes(tmp_path_factory.mktemp("kubernetes"), f"k{number}n", f"10.98.{number}")
     try:
         cluster.start()
         yield cluster

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -57,12 +58,15 @@ class Slurm:
         folder: for all files; must be short enough for a socket in it (about 90 characters).
         prefix: of the hosts' names: ``s`` makes s1 and s2.
         subnet: the first three bytes of the hosts' network.
+
+    ``small`` is a disk of 8 MiB that all hosts see: one that can be filled.
     """
 
     def __init__(self, folder: Path, prefix: str = "s", subnet: str = "10.97.1") -> None:
         self.folder, self.prefix, self.subnet = folder.absolute(), prefix, subnet
         self.hosts = [f"{prefix}{i + 1}" for i in range(HOSTS)]
         self.environment = {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        self.small = self.folder / "small"
         self._processes: dict[str, int] = {}
 
     def start(self) -> None:
@@ -72,8 +76,10 @@ class Slurm:
             RuntimeError: with the end of the log of what did not start.
         """
         _path()
-        for name in ("state", "log", "mysql", *(f"spool.{host}" for host in self.hosts)):
+        for name in ("state", "log", "mysql", "small", *(f"spool.{host}" for host in self.hosts)):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
+        # Before the daemons, whose mount namespaces see what is mounted by then.
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(self.small)], check=True)
         subprocess.run([str(HERE / "net.sh"), "up", self.prefix, self.subnet], check=True)
         self._munge()
         self._database()
@@ -84,7 +90,7 @@ class Slurm:
         self.controller()
         for host in self.hosts:
             self.node(host)
-        self._until("slurmctld", lambda: self.states() == {"idle"}, 60)
+        self.settle()
 
     def stop(self) -> None:
         """Stop everything, and whatever still runs on the hosts."""
@@ -92,6 +98,7 @@ class Slurm:
             self._empty(host)
         for name in list(self._processes):
             self.kill(name, signal.SIGKILL)
+        subprocess.run(["umount", "--lazy", str(self.small)], check=False, stderr=subprocess.DEVNULL)
         subprocess.run([str(HERE / "net.sh"), "down", self.prefix, self.subnet], check=False)
 
     # -- what happens to clusters --------------------------------------------------------------------------------------
@@ -110,18 +117,48 @@ class Slurm:
         self._empty(host)
 
     def kill(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
-        """End one of the daemons."""
+        """End one of the daemons, if need be by force; it is gone on return.
+
+        Raises:
+            RuntimeError: it cannot be ended.
+        """
         process = self._processes.pop(name, None)
         if process is None:
             return
-        with contextlib.suppress(OSError):
-            os.killpg(process, number)
-        for _ in range(100):
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(process, os.WNOHANG)
-            if not Path(f"/proc/{process}").exists():
-                return
-            time.sleep(0.1)
+        for patience_s, each in ((20.0, number), (60.0, signal.SIGKILL)):
+            with contextlib.suppress(OSError):
+                os.killpg(process, each)
+            end = time.monotonic() + patience_s
+            while time.monotonic() < end:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(process, os.WNOHANG)
+                if not Path(f"/proc/{process}").exists():
+                    return
+                time.sleep(0.05)
+        raise RuntimeError(f"{name} (process {process}) does not end")
+
+    def settle(self, seconds: float = 180.0) -> None:
+        """Wait until all nodes are idle and answer; a node that Slurm has given up is resumed.
+
+        Raises:
+            RuntimeError: with what Slurm says of the nodes, and the end of the logs.
+        """
+        asked = 0.0
+
+        def idle() -> bool:
+            nonlocal asked
+            states = self.states()
+            if time.monotonic() > asked + 2 and any(re.match("down|drain|fail", state) for state in states):
+                asked = time.monotonic()
+                for host in self.hosts:
+                    self._ok("scontrol", "update", f"nodename={host}", "state=resume")
+            return states == {"idle"}
+
+        try:
+            self._until("slurm", idle, seconds)
+        except RuntimeError as error:
+            told = self.ask("sinfo", "--noheader", "--Node", "--format=%N %T %E") + self.ask("squeue")
+            raise RuntimeError(f"{error}\n{told}") from None
 
     def states(self) -> set[str]:
         """Of all nodes, as sinfo has them."""
@@ -236,7 +273,7 @@ ReturnToService=2
 SlurmdParameters=config_overrides
 SlurmctldTimeout=30
 SlurmdTimeout=10
-KillWait=15
+KillWait=30
 GresTypes=gpu
 {nodes}
 PartitionName=gpu Nodes={",".join(self.hosts)} Default=YES MaxTime=120 OverSubscribe=NO State=UP

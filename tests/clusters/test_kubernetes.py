@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from k8s import Kubernetes
+
+from tests.clusters.k8s import Kubernetes
 
 NASTY = "a b,c;d'e\"f$HOME`id`\n${h}\\é%*"
 APP = """

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.clusters.slurm import Slurm, missing
+from tests.clusters.slurm import Slurm
 from tests.launchers.remote_app import VALUES, Sweeper, quote, wait_for
 
-
-@pytest.fixture(scope="module")
-def slurm() -> Iterator[Slurm]:
-    if os.environ.get("MLPERF_TEST_CLUSTERS") != "1":
-        pytest.skip("starts a Slurm of its own: make test-clusters runs it")
-    if why := missing():
-        pytest.skip(f"no Slurm here: {why}")
-    number = os.getpid() % 250 + 1
-    with tempfile.TemporaryDirectory(prefix="tx", dir="/tmp") as folder:
-        cluster = Slurm(Path(folder), f"x{number}n", f"10.95.{number}")
-        try:
-            cluster.start()
-            yield cluster
-        finally:
-            cluster.stop()
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(os.environ.get("MLPERF_TEST_CLUSTERS") != "1", reason="make test-clusters runs it"),
+]
 
 
 @pytest.fixture
