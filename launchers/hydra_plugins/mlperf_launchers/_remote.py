@@ -254,6 +254,7 @@ def _hydra_overrides(config: DictConfig) -> list[str]:
 
 def _own(job: Job) -> list[str]:
     return [
+        "hydra.mode=RUN",  # also where a file among the overrides chooses a launcher
         f"hydra.job.num={job.number}",
         f"hydra.job.id={quoted(str(job.number))}",
         "+hydra.callbacks.keep_return._target_=hydra_plugins.mlperf_launchers._return.KeepReturn",
