@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import logging
 import os
 import signal
@@ -20,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mlperf_exp import earlier, environment, hashes, measure, network, repeats, signals
+from mlperf_exp import earlier, environment, hashes, measure, network, repeats, running, signals
 from mlperf_exp.config import Config, OpenaiBackend, SimulatedBackend
 from mlperf_exp.errors import Interrupted, InvalidResult, RunFailed, UserError
 from mlperf_exp.files import write_atomic, write_json
@@ -29,6 +28,8 @@ from mlperf_exp.judge import judge
 from mlperf_exp.messages import EngineStart, Measurement, Plan, Verdict
 from mlperf_exp.plan import make_plan
 from mlperf_exp.progress import Progress
+from mlperf_exp.report import later
+from mlperf_exp.report.finish import report
 from mlperf_exp.search.state import settled, unfinished
 from mlperf_exp.telemetry import of_run
 from mlperf_exp.telemetry.sampler import Sampler
@@ -61,7 +62,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             plain(plan.config) | {"engine": plan.engine},
             _sweep_dir(),
         )
-        without = [tracker.pid] if tracker.pid else []
+        without = [pid for pid in (tracker.pid, later.pid()) if pid]
         sampler = Sampler.start(plan.run_dir, plan.config.telemetry, of_run.gpus(plan), without)
         with sampler, Progress(plan) as progress:
             start.phases["prepare_s"] = start.elapsed_s
@@ -71,8 +72,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         measurement = of_run.add(plan, measurement, sampler)
         verdict = judge(plan, measurement)
         result = make_result(plan, inputs, measurement, verdict, start, identity)
-        _keep(plan, result)
-        _track(plan, result, tracker, start)
+        _keep(plan, result, tracker, start)
     _show(plan, result)
     _raise_for(plan, result)
     return result
@@ -262,45 +262,26 @@ def _engine(plan: Plan, engine: EngineStart | None) -> dict[str, Any]:
     }
 
 
-def _keep(plan: Plan, result: dict[str, Any]) -> None:
-    """The record first; then the report, which can be made again from it."""
+def _keep(plan: Plan, result: dict[str, Any], tracker: Tracker, start: Start) -> None:
+    """The record first; then the report, which can be made again from it, and MLflow.
+
+    Runs that share a process leave both to others, so that the next one can begin.
+    """
     write_json(plan.run_dir / "result.json", result)
-    _report(plan, result)
-
-
-def _report(plan: Plan, result: dict[str, Any]) -> None:
-    try:
-        from mlperf_exp.report import write_report
-
-        write_report(plan.run_dir, result)
-    except Exception as error:  # a page must not cost a result
-        log.exception("the report broke")
-        result["verdict"]["warnings"] = [*result["verdict"]["warnings"], f"The report could not be made: {error}"]
-    result["artifacts"] = artifacts(plan.run_dir)
-    write_json(plan.run_dir / "result.json", result)
-
-
-def _track(plan: Plan, result: dict[str, Any], tracker: Tracker, start: Start) -> None:
+    if running.shared() and tracker.by_another:
+        result["run"]["mlflow_run_id"] = tracker.run_id
+        result["phases"]["track_s"], result["phases"]["total_s"] = 0.0, start.elapsed_s
+        write_json(plan.run_dir / "result.json", result)
+        later.hand_over(plan.run_dir)
+        return
+    report(plan.run_dir, result)
     outcome = tracker.finish(plan.config.tracking.timeout_s)
     if not outcome.ok:
         result["verdict"]["warnings"] = [*result["verdict"]["warnings"], outcome.message]
     result["run"]["mlflow_run_id"] = outcome.mlflow_run_id
     result["phases"]["track_s"] = outcome.seconds
     result["phases"]["total_s"] = start.elapsed_s
-    _report(plan, result)  # once more, now that the time of tracking is known
-
-
-def artifacts(folder: Path) -> list[dict[str, Any]]:
-    """The run's files with size and SHA-256; what Hydra and the running program still write to is left out."""
-    skipped = {"result.json", "run.log", "tracking.log", "tracking.json", "engine.log", "mlflow_run.json", "run.lock"}
-    found = []
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.is_file() and relative.name not in skipped and not relative.name.startswith("."):
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            found.append({"path": str(relative), "bytes": path.stat().st_size, "sha256": digest})
-    return found
+    report(plan.run_dir, result)  # once more, now that the time of tracking is known
 
 
 def _show(plan: Plan, result: dict[str, Any]) -> None:

@@ -42,13 +42,19 @@ class Running:
 
 
 _kept: Running | None = None
-_another = False
+_another = _shared = False
 
 
 def expect_another(wanted: bool) -> None:
     """Whether a later run in this process will want the system of the next one."""
-    global _another
+    global _another, _shared
     _another = wanted
+    _shared = _shared or wanted
+
+
+def shared() -> bool:
+    """Whether several runs share this process."""
+    return _shared
 
 
 def take(engine_hash: str) -> Running | None:

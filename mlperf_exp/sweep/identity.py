@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,13 @@ def identify(config: DictConfig) -> Identity:
     return Identity(hashes.plan_hash(plan), hashlib.sha256(group.encode()).hexdigest()[:16])
 
 
-def varying(jobs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
-    """For each job's overrides, those that not all jobs have, as ``{"scenario.target_qps": "20"}``."""
+def varying(jobs: Sequence[Sequence[str]], keys: Collection[str] | None = None) -> list[dict[str, str]]:
+    """For each job's overrides, those that not all jobs have, as ``{"scenario.target_qps": "20"}``.
+
+    ``keys``: those that the sweep varies, where its jobs are not all known yet.
+    """
+    if keys is not None:
+        return [{key: value for key, value in _pairs(texts).items() if key in keys} for texts in jobs]
     shared = set(jobs[0]).intersection(*jobs) if len(jobs) > 1 else set()
     return [_pairs([text for text in texts if text not in shared]) for texts in jobs]
 

@@ -26,6 +26,7 @@ from mlperf_exp.files import write_json
 from mlperf_exp.track.tracker import read_object
 
 SWEEP, LOCK, SCHEMA = "sweep.json", "sweep.lock", 1
+SEARCH = "optuna.json"  # beside it, of a search: objectives, trials, the best of them
 _MEMORY = ("out of memory", "OutOfMemory", "No available memory for the cache", "Cannot allocate memory")
 _ENDS = ("finished", "failed", "interrupted", "not started")
 
@@ -75,7 +76,6 @@ class SweepRecord:
     jobs: list[JobEntry] = field(default_factory=list)
     status: str = "running"  # running, finished, failed, interrupted
     started_at: str = field(default_factory=lambda: now())
-    search: dict[str, Any] | None = None  # of a search: objectives, best trials
 
     @property
     def id(self) -> str:
@@ -113,7 +113,6 @@ class SweepRecord:
             "varying": sorted({key for job in self.jobs for key in job.own}),
             "counts": self.counts(),
             "remaining_s": self.remaining_s(),
-            "search": self.search,
             "jobs": [asdict(job) for job in self.jobs],
         }
         write_json(self.folder / SWEEP, value)

@@ -127,6 +127,17 @@ class Tracker:
         """The tracking process; ``None`` where none was started."""
         return self._process.pid if self._process else None
 
+    @property
+    def by_another(self) -> bool:
+        """Whether nobody in this process has to wait for MLflow: a sweep's own process tracks it, or none does."""
+        return self._of_sweep or self.uri is None
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's run, as far as it is known now."""
+        found: str | None = read_object(self.run_dir / STATE).get("mlflow_run_id")
+        return found
+
     def problem(self) -> str | None:
         """What keeps MLflow from being reached now, in one line; ``None`` if nothing is known."""
         if self._problem or self.uri is None:
@@ -172,7 +183,7 @@ class Tracker:
     def _hand_over(self, started: float, timeout_s: float) -> TrackOutcome:
         """Tell the sweep's process that all is written; wait a little, so that it does not disturb the next job."""
         with contextlib.suppress(OSError):
-            write_json(self.run_dir / OPTIONS, {**self._options, "written": True})
+            say_written(self.run_dir)
         while True:
             state = read_object(self.run_dir / STATE)
             if state.get("ended") or state.get("error") or time.monotonic() - started > timeout_s:
@@ -212,6 +223,17 @@ class Tracker:
     def _failed(self, problem: str, started: float, run_id: str | None = None) -> TrackOutcome:
         remedy = f"The run is kept in {self.run_dir}; send it later with: python -m mlperf_exp.track {self.run_dir}"
         return TrackOutcome(False, f"{problem}. {remedy}", run_id, time.monotonic() - started)
+
+
+def say_written(run_dir: Path) -> None:
+    """Tell whoever tracks the run that nothing more will be written in its folder.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    options = read_object(run_dir / OPTIONS)
+    if options:
+        write_json(run_dir / OPTIONS, {**options, "written": True})
 
 
 def go_on(run_dir: Path) -> None:

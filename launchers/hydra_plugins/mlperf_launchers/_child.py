@@ -29,6 +29,7 @@ from mlperf_exp import running
 from mlperf_exp.cli import leave
 from mlperf_exp.errors import Interrupted, InvalidResult, UserError
 from mlperf_exp.files import write_atomic
+from mlperf_exp.report import later
 
 
 def main() -> NoReturn:
@@ -56,6 +57,7 @@ def main() -> NoReturn:
     # From here all results stand. Threads and atexit functions of libraries that hang are dumped and ended.
     faulthandler.dump_traceback_later(max(0.1, grace[0]), exit=True)
     running.close()
+    later.close()
     leave(0)
 
 

@@ -89,10 +89,22 @@ def launch(launcher: LocalLauncher, job_overrides: Sequence[Sequence[str]], firs
         batch.run()
     finally:
         batch.close()
-    _summary.show(batch.rows, sweep_dir)
+    if launcher.open_for is None:
+        _summary.show(batch.rows, sweep_dir)
     if batch.interrupted:
         raise Interrupted(_summary.interruption(batch.rows, sweep_dir))
     return [result for result in batch.results if result is not None]
+
+
+def finish(launcher: LocalLauncher) -> None:
+    """Close a sweep that was kept open, and stop its last engine."""
+    launcher.open_for = None
+    if launcher.sweep is not None:
+        batch = Batch(launcher, launcher.sweep, [], len(launcher.sweep.record.jobs))
+        try:
+            batch.run()
+        finally:
+            batch.close()
 
 
 class Batch:
@@ -127,8 +139,7 @@ class Batch:
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
-        # The jobs hold the reading end; when the launcher dies, however it dies, the other one closes.
-        self._lifeline, self._life = os.pipe()
+        self._lifeline = sweep.lifeline()
 
     def _compose(self) -> None:
         """All jobs, before any is started; and their order, in which those that can share an engine follow another."""
@@ -143,7 +154,7 @@ class Batch:
                 self._refused[i] = error
             self._jobs.append(replace(job, group=identity.group) if job is not None else None)
             identities.append(identity)
-        self._entries = self._sweep.add(self.rows, identities)
+        self._entries = self._sweep.add(self.rows, identities, self._launcher.open_for)
         groups = [job.group if job is not None else None for job in self._jobs]
         place = {group: i for i, group in reversed(list(enumerate(groups))) if group is not None}
         self._waiting = sorted(range(len(groups)), key=lambda i: (place.get(groups[i] or "", i), i))
@@ -154,6 +165,7 @@ class Batch:
             self._take_earlier()
             if self._waiting:
                 self._sweep.track(self._jobs)
+            self._go_on()
             while True:
                 while self._may_start() and len(self._running) < self._launcher.max_parallel:
                     self._start(self._choose(None))
@@ -165,12 +177,10 @@ class Batch:
                     self._close(worker)
         for i in self._waiting:
             self._not_started(i)
-        ends = {entry.status for entry in self._sweep.record.jobs}
-        self._sweep.record.status = (
-            "interrupted" if self.interrupted else "failed" if ends - {"finished"} else "finished"
-        )
-        self._sweep.save(ended=True)
-        self._sweep.finish_tracking()
+        if self._launcher.open_for is None or self.interrupted:
+            self._sweep.end(self.interrupted)
+        else:
+            self._sweep.save()
 
     def close(self) -> None:
         """Kill what still runs, which is so after a fault of the launcher only, and let go of all descriptors."""
@@ -178,8 +188,26 @@ class Batch:
             worker.kill("fault")
             worker.close()
         self._selector.close()
-        for descriptor in (self._wake_read, self._wake_write, self._lifeline, self._life):
+        for descriptor in (self._wake_read, self._wake_write):
             os.close(descriptor)
+        if self._sweep.kept is None:
+            self._sweep.cut_lifeline()
+
+    def _go_on(self) -> None:
+        """With the process that an earlier batch left: for a job that can use its engine, else to its end."""
+        worker, self._sweep.kept = self._sweep.kept, None
+        if worker is None:
+            return
+        worker.ended = self._wake
+        self._watch(worker)
+        if worker.status is not None:  # it died meanwhile
+            self._wake()
+            return
+        fitting = [i for i in self._waiting if self._group(i) == worker.group]
+        if fitting and self._may_start():
+            self._start(fitting[0], worker)
+        else:
+            worker.dismiss()
 
     def _take_earlier(self) -> None:
         """Jobs that an earlier start of the sweep finished, or failed too often."""
@@ -199,12 +227,14 @@ class Batch:
                 self._waiting.remove(i)
                 self._settle(i, _job.failed(job, RunFailed(f"job {job.number} is not tried again: {why}")))
         self._sweep.save()
-        if self._sweep.continued:
-            self._sweep.announce()
+        self._sweep.announce()
 
     def _may_start(self) -> bool:
+        return bool(self._waiting) and self._may_start_more()
+
+    def _may_start_more(self) -> bool:
         stopped = self._failure is not None and self._launcher.on_error is OnError["fail_fast"]
-        return bool(self._waiting) and not stopped and not self.interrupted and not self._signals
+        return not stopped and not self.interrupted and not self._signals
 
     def _choose(self, group: str | None) -> int:
         """The next job: of this group, else of one that no worker runs, else the first."""
@@ -234,7 +264,9 @@ class Batch:
             _job.make_folder(job)
             self.rows[i].begin(job.folder)
             job.answer.unlink(missing_ok=True)
-            another = self._group(i) is not None and any(self._group(j) == self._group(i) for j in self._waiting)
+            another = self._group(i) is not None and (
+                launcher.open_for is not None or any(self._group(j) == self._group(i) for j in self._waiting)
+            )
             output = (
                 (Output.terminal if launcher.max_parallel == 1 else Output.lines)
                 if launcher.stream_logs
@@ -265,6 +297,13 @@ class Batch:
         for pipe in worker.pipes:
             self._selector.register(pipe.pipe, selectors.EVENT_READ, pipe)
 
+    def _unwatch(self, worker: Worker) -> None:
+        self._running.remove(worker)
+        streams: list[Any] = [worker.channel, *(pipe.pipe for pipe in worker.pipes)]
+        for stream in streams:
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(stream)
+
     def _wait(self) -> None:
         due = [worker.deadline for worker in self._running if worker.deadline is not None]
         timeout = max(0.0, min(due) - time.monotonic()) if due else None
@@ -290,16 +329,21 @@ class Batch:
         waiting = [i for i in self._waiting if self._group(i) == worker.group]
         if waiting and self._may_start() and worker.stopped_for is None:
             self._start(waiting[0], worker)
+        elif self._keepable(worker):
+            self._unwatch(worker)
+            worker.ended = lambda: None
+            self._sweep.kept = worker
         else:
             worker.dismiss()
 
+    def _keepable(self, worker: Worker) -> bool:
+        """Whether a process stays for a later batch: the only one, when nothing else is left to start."""
+        more = self._launcher.open_for is not None and self._may_start_more()
+        return more and not self._waiting and self._running == [worker] and worker.stopped_for is None
+
     def _close(self, worker: Worker) -> None:
         """A process has ended; so has its job, if it had one."""
-        self._running.remove(worker)
-        streams: list[Any] = [worker.channel, *(pipe.pipe for pipe in worker.pipes)]
-        for stream in streams:
-            with contextlib.suppress(KeyError, ValueError):
-                self._selector.unregister(stream)
+        self._unwatch(worker)
         worker.close()
         if worker.job is not None:
             self._finish(worker)

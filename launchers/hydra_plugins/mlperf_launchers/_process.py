@@ -39,7 +39,7 @@ class Worker:
         held: file descriptors that it keeps open: first the lifeline, which tells it that the launcher is gone.
         grace_s: how long it may take to end after an interrupt.
         timeout_s: after how long a job is interrupted; None: never.
-        ended: called once, from another thread, when the process has ended.
+        ended: called once, from another thread, when the process has ended; may be replaced.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Worker:
         self.group = first.group
         self.status: int | None = None  # as subprocess has it; set just before ``ended`` is called
         self.stopped_for: str | None = None
+        self.ended = ended
         self.started_s = time.monotonic()  # of the job that it runs
         self.output = output
         self._grace_s, self._timeout_s = grace_s, timeout_s
@@ -82,7 +83,7 @@ class Worker:
             for pipe, stream in ((self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr))
             if pipe is not None
         ]
-        threading.Thread(target=self._wait, args=(ended,), name=f"job {first.number}", daemon=True).start()
+        threading.Thread(target=self._wait, name=f"job {first.number}", daemon=True).start()
 
     def begin(self, job: Job) -> None:
         """Have it run this job, whose request is written; what it prints from now on is this job's."""
@@ -114,12 +115,12 @@ class Worker:
         with contextlib.suppress(OSError):
             self.channel.shutdown(socket.SHUT_WR)
 
-    def _wait(self, ended: Callable[[], None]) -> None:
+    def _wait(self) -> None:
         # Not reaped here, so that the process's number stays its own for as long as signals may be sent to it.
         end = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         assert end is not None
         self.status = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
-        ended()
+        self.ended()
 
     @property
     def deadline(self) -> float | None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.mlperf_launchers._job import Job, failed, placed
-from hydra_plugins.mlperf_launchers._process import say
+from hydra_plugins.mlperf_launchers._process import Worker, say
 from hydra_plugins.mlperf_launchers._summary import Row
 from omegaconf import DictConfig, OmegaConf
 
@@ -38,15 +39,33 @@ class Sweep:
         self.earlier = earlier.look(folder, before)
         self.continued = bool(before or self.earlier.finished or self.earlier.failed or self.earlier.odd)
         self._retries = retries
+        self.kept: Worker | None = None  # between two batches: a process with an engine that the next may use
+        self._life: tuple[int, int] | None = None
+        self._searches = False
         self._tracker: Tracker | None = None
         self._tracking_timeout_s = 0.0
         self.record = SweepRecord(
             folder, ["python", *sys.orig_argv[1:]], [str(text) for text in config.hydra.overrides.task], max_parallel
         )
 
-    def add(self, rows: Sequence[Row], identities: Sequence[Identity]) -> list[JobEntry]:
-        """Write down the jobs of a batch, none of them started."""
-        own = varying([list(row.overrides) for row in rows])
+    def lifeline(self) -> int:
+        """The end of a pipe that jobs hold; when the launcher dies, however it dies, the other one closes."""
+        if self._life is None:
+            self._life = os.pipe()
+        return self._life[0]
+
+    def cut_lifeline(self) -> None:
+        """No job is left to hold it."""
+        for descriptor in self._life or ():
+            os.close(descriptor)
+        self._life = None
+
+    def add(
+        self, rows: Sequence[Row], identities: Sequence[Identity], keys: Collection[str] | None = None
+    ) -> list[JobEntry]:
+        """Write down the jobs of a batch, none of them started; ``keys`` are those that its sweep varies, if known."""
+        self._searches = self._searches or keys is not None
+        own = varying([list(row.overrides) for row in rows], keys)
         entries = [
             JobEntry(row.number, list(row.overrides), pairs, identity.plan_hash)
             for row, pairs, identity in zip(rows, own, identities, strict=True)
@@ -72,6 +91,16 @@ class Sweep:
         """What tells the jobs that their sweep is tracked by one process."""
         tracked = self._tracker is not None and self._tracker.pid is not None
         return {SWEEP_TRACKER: str(self.record.folder)} if tracked else {}
+
+    def end(self, interrupted: bool) -> None:
+        """No job will follow: write so, and wait until MLflow has the sweep."""
+        ends = {entry.status for entry in self.record.jobs}
+        if interrupted or self.record.status == "interrupted":
+            self.record.status = "interrupted"
+        else:  # a search has tried what fails too
+            self.record.status = "failed" if ends - {"finished"} and not self._searches else "finished"
+        self.save(ended=True)
+        self.finish_tracking()
 
     def finish_tracking(self) -> None:
         """Wait until MLflow has the sweep; say so where it has not."""
@@ -114,7 +143,10 @@ class Sweep:
         return placed(job, earlier.free_folder(job.folder))
 
     def announce(self) -> None:
-        """On a start that continues: what is there, and what cannot be used."""
+        """On a start that continues: what is there, and what cannot be used; once."""
+        if not self.continued:
+            return
+        self.continued = False
         for folder, why in self.earlier.odd.items():
             if folder.name not in {job.folder for job in self.record.jobs}:
                 say(f"mlperf_exp: {folder} is left as it is: {why}\n")

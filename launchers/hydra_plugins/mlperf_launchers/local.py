@@ -47,6 +47,9 @@ class LocalLauncher(Launcher):
         self.reuse_engine = reuse_engine
         self.retries = retries
         self.sweep: Sweep | None = None  # what lasts from one batch to the next
+        # The keys that a search varies. While set, more batches will come: the last engine is kept for them, and the
+        # sweep stays open until ``finish``.
+        self.open_for: frozenset[str] | None = None
         self.hydra_context: HydraContext | None = None
         self.task_function: TaskFunction | None = None
         self.config: DictConfig | None = None
@@ -71,3 +74,9 @@ class LocalLauncher(Launcher):
         from hydra_plugins.mlperf_launchers import _local
 
         return _local.launch(self, job_overrides, initial_job_idx)
+
+    def finish(self) -> None:
+        """No more batches will come: stop the engine that was kept, and close the sweep."""
+        from hydra_plugins.mlperf_launchers import _local
+
+        _local.finish(self)
