@@ -482,7 +482,8 @@ def test_a_server_that_dies_twice_in_one_sweep(tmp_path: Path) -> None:
         sys.executable, "-m", "mlperf_exp", "-m", f"hydra.sweep.dir={folder}", "model=llama3_tiny", "backend=simulated",
         "scenario=server", "scenario.mode=performance", "scenario.min_query_count=20", "scenario.min_duration_s=4",
         "dataset.samples=16", "progress=false", "telemetry.enabled=false", "scenario.target_qps=20,21,22",
-        f"tracking.uri={there}", f"tracking.experiment={EXPERIMENT}", "tracking.interval_s=0.3", "tracking.timeout_s=30",
+        f"tracking.uri={there}", f"tracking.experiment={EXPERIMENT}", "tracking.interval_s=0.3",
+        "tracking.timeout_s=30",
     ]  # fmt: skip
 
     def measuring(number: int) -> bool:
