@@ -436,7 +436,7 @@ def mlflow_server(folder: Path, port: int) -> Iterator[None]:
         return False
 
     try:
-        wait_for(up, 120)
+        wait_for(up, 240)
         yield
     finally:
         os.killpg(process.pid, signal.SIGKILL)

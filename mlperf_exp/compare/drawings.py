@@ -185,7 +185,7 @@ class Drawing:
             return []
         series = [svg.Series(one.name, tuple(self._sizes(one, BY_NAME[rate].unit)), True) for one in sizes[:3]]
         series += [
-            svg.Series(f"perfect, from {one.counts[0]}", tuple(
+            svg.Series(f"{one.name}: perfect", tuple(
                 svg.Mark(count, one.rates[0] / one.counts[0] * count, "perfect scaling") for count in one.counts), True)
             for one in sizes[:3]
         ]  # fmt: skip

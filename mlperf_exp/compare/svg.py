@@ -93,10 +93,11 @@ def plot(x: Axis, y: Axis, series: Sequence[Series], name: str, bounds: Sequence
     px: Callable[[float], float] = lambda v: x.at(v, _LEFT, WIDTH - _RIGHT)  # noqa: E731
     py: Callable[[float], float] = lambda v: y.at(v, HEIGHT - _BOTTOM, _TOP)  # noqa: E731
     parts = [_frame(x, y, px, py)]
+    above: list[Markup] = []
     for value, words in bounds:
         if y.low <= value <= y.high:
             parts.append(_segment(_LEFT, py(value), WIDTH - _RIGHT, py(value), "bound"))
-            parts.append(_text(WIDTH - _RIGHT - 4, py(value) - 5, words, "end boundword"))
+            above.append(_text(WIDTH - _RIGHT - 4, py(value) - 5, words, "end boundword"))
     for value, words in verticals:
         if x.low <= value <= x.high:
             parts.append(_segment(px(value), _TOP, px(value), HEIGHT - _BOTTOM, "kneeline"))
@@ -112,7 +113,7 @@ def plot(x: Axis, y: Axis, series: Sequence[Series], name: str, bounds: Sequence
                 low, high = (py(min(max(v, y.low), y.high)) for v in (mark.low, mark.high))
                 parts.append(_segment(px(mark.x), low, px(mark.x), high, f"whisker {kind}"))
             parts.append(_mark(px(mark.x), py(mark.y), number % _SHAPES, mark))
-    return _svg(parts, HEIGHT, name)
+    return _svg([*parts, *above], HEIGHT, name)
 
 
 def bars(rows: Sequence[Bar], label: str, name: str, kinds: int = 1) -> Markup:

@@ -16,6 +16,7 @@ from mlperf_exp.compare.find import Found
 from mlperf_exp.compare.findings import findings
 from mlperf_exp.compare.groups import Group, group, varying
 from mlperf_exp.compare.metrics import BY_NAME, METRICS
+from mlperf_exp.compare.searches import sentences
 from mlperf_exp.report.expected import rows as expected_rows
 from mlperf_exp.report.section import Table
 from mlperf_exp.report.text import figure
@@ -101,7 +102,7 @@ def build(found: Found, out: Path, groups: Sequence[Group] | None = None) -> Vie
         ),
         differs=_differs(runs, keys),
         embedded=differences.embedded(runs, labels),
-        findings=tuple(findings(measured, knees, sizes, rate, against)),
+        findings=(*findings(measured, knees, sizes, rate, against), *sentences(runs)),
         left_out=found.left_out,
     )  # fmt: skip
 

@@ -211,7 +211,9 @@ class Mirror:
     def close_sweep(self, swept: Mapping[str, Any]) -> None:
         """Of a sweep: send its record and its end."""
         status = str(swept.get("status", "interrupted"))
-        self._client.log_artifact(self.run_id, str(self.run_dir / record.SWEEP))
+        for name in (record.SWEEP, record.SEARCH):
+            if (self.run_dir / name).exists():
+                self._client.log_artifact(self.run_id, str(self.run_dir / name))
         self._log([], tags={"status": status, "varying": " ".join(swept.get("varying") or ())})
         self._client.set_terminated(self.run_id, _STATUS.get(status, "KILLED"))
         self.ended = status
