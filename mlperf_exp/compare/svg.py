@@ -97,7 +97,7 @@ def plot(x: Axis, y: Axis, series: Sequence[Series], name: str, bounds: Sequence
     for value, words in bounds:
         if y.low <= value <= y.high:
             parts.append(_segment(_LEFT, py(value), WIDTH - _RIGHT, py(value), "bound"))
-            above.append(_text(WIDTH - _RIGHT - 4, py(value) - 5, words, "end boundword"))
+            above.append(_text(_LEFT + 6, py(value) - 5, words, "boundword"))
     for value, words in verticals:
         if x.low <= value <= x.high:
             parts.append(_segment(px(value), _TOP, px(value), HEIGHT - _BOTTOM, "kneeline"))
