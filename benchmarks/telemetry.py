@@ -3,8 +3,8 @@
     python benchmarks/telemetry.py [--qps 5000] [--seconds 10] [--repeats 3]
 
 Prints JSON: processor time of the measured process a query, and LoadGen's p99, with telemetry off and on (and a monitor
-looking on); the sampler's own processor time. Bar: below 1 % of the measured process. The processor time of equal runs
-differs by more than that, so the cost is also given directly: the seconds which the measured process spends on reading
+looking on), and each pair's difference; the sampler's own processor time. Bar: below 1 % of the measured process. The
+processor time of equal runs differs by more than that, so the cost is also given directly: the seconds which the measured process spends on reading
 the last sample at each look, and the cores that the sampler takes.
 """
 
@@ -26,6 +26,9 @@ from mlperf_exp.config import Telemetry
 from mlperf_exp.telemetry import FILE
 from mlperf_exp.telemetry.sampler import Sampler
 from mlperf_exp.telemetry.tail import machine
+
+
+BAR = 0.01
 
 
 def run(qps: float, seconds: float, on: bool) -> dict[str, float]:
@@ -77,15 +80,23 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     runs: dict[str, list[dict[str, float]]] = {"off": [], "on": []}
-    for _ in range(options.repeats):  # interleaved, so that a busy minute does not fall on one kind alone
-        for name in runs:
+    for i in range(options.repeats):  # in pairs, in changing order, so that a busy minute falls on no kind alone
+        for name in ("off", "on") if i % 2 == 0 else ("on", "off"):
             runs[name].append(run(options.qps, options.seconds, name == "on"))
     medians: dict[str, Any] = {
         name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in runs.items()
     }
+    pairs = [on["cpu_us_a_query"] / off["cpu_us_a_query"] - 1 for off, on in zip(runs["off"], runs["on"], strict=True)]
     cost = sampler(options.seconds)
     cost["share_of_the_measured_process"] = cost["look_us"] / 1e6  # a look each second
-    found = {"cpus": os.cpu_count(), "load": os.getloadavg(), "medians": medians, "sampler": cost, "runs": runs}
+    found = {
+        "cpus": os.cpu_count(),
+        "load": os.getloadavg(),
+        "medians": medians,
+        "pairs": {"share_more_processor_time": pairs, "median": statistics.median(pairs), "bar": BAR},
+        "sampler": cost,
+        "runs": runs,
+    }
     print(json.dumps(found, indent=2))
 
 

@@ -1,4 +1,4 @@
-"""Hydra launchers: a light module with the configuration and a heavy one, with a leading underscore, for each.
+"""Hydra launchers, and a sweeper: a light module with the configuration and a heavy one, with a leading underscore, for each.
 
     local.py        one fresh process a job on this machine        -> _local.py
     _config.py      the keys under hydra.launcher
@@ -17,6 +17,9 @@
     kubernetes.py   each job a Job of Kubernetes                   -> _kubernetes.py
     _kubernetes_*   its keys (config), manifests (manifest, gke for GPUDirect-TCPX, overlay for the user's patch), what
                     its objects say (state), logs (log), checks beforehand (preflight, room), the API client (api)
+
+    optuna_sweeper.py   a search over a sweep's settings       -> _optuna.py
+    _optuna_*       its keys (config), what it draws from (space), what it makes of a run (outcome), its trials (study)
 
 ``hydra_plugins`` itself is a namespace package and must have no ``__init__.py``. Hydra imports every module here whose
 name has no leading underscore whenever it composes a configuration, so those import nothing heavy.
