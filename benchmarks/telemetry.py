@@ -4,8 +4,8 @@
 
 Prints JSON: processor time of the measured process a query, and LoadGen's p99, with telemetry off and on (and a monitor
 looking on), and each pair's difference; the sampler's own processor time. Bar: below 1 % of the measured process. The
-processor time of equal runs differs by more than that, so the cost is also given directly: the seconds which the measured process spends on reading
-the last sample at each look, and the cores that the sampler takes.
+processor time of equal runs differs by more than that, so the cost is also given directly: the seconds which the
+measured process spends on reading the last sample at each look, and the cores that the sampler takes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from mlperf_exp.config import Telemetry
 from mlperf_exp.telemetry import FILE
 from mlperf_exp.telemetry.sampler import Sampler
 from mlperf_exp.telemetry.tail import machine
-
 
 BAR = 0.01
 

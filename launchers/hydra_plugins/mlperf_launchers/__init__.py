@@ -1,4 +1,4 @@
-"""Hydra launchers, and a sweeper: a light module with the configuration and a heavy one, with a leading underscore, for each.
+"""Hydra launchers and a sweeper: a light module with the configuration, a heavy one with an underscore, for each.
 
     local.py        one fresh process a job on this machine        -> _local.py
     _config.py      the keys under hydra.launcher
