@@ -20,6 +20,7 @@ from mlperf_exp.report.finish import report
 from mlperf_exp.track.tracker import say_written
 
 _LOWEST = 19
+_PATIENCE_S = 6.0
 _process: subprocess.Popen[str] | None = None
 _waiting: list[Path] = []
 
@@ -51,13 +52,21 @@ def hand_over(run_dir: Path) -> None:
 
 
 def close() -> None:
-    """Wait until all reports are made; make those that the other process did not."""
+    """Wait a little for the reports that are left, then make here what the other process did not.
+
+    On a busy machine its priority would keep it waiting for long.
+    """
     global _process
     made: set[str] = set()
     if _process is not None:
+        process, _process = _process, None
         with contextlib.suppress(OSError):
-            made = set(_process.communicate()[0].splitlines())
-        _process = None
+            try:
+                said = process.communicate(timeout=_PATIENCE_S)[0]
+            except subprocess.TimeoutExpired:
+                process.kill()
+                said = process.communicate()[0]
+            made = set(said.splitlines())
     while _waiting:
         folder = _waiting.pop(0)
         if str(folder) not in made:

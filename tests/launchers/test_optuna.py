@@ -228,6 +228,7 @@ def test_failures_one_after_another_end_a_search(tmp_path: Path) -> None:
         run(tmp_path / "b", lambda job: RunFailed("no such model"), "x=1,2", trials=2)
 
 
+@pytest.mark.timeout(600)
 def test_a_whole_search(tmp_path: Path) -> None:
     """One engine start over all batches, one tree in MLflow, and a second start that goes on."""
     folder = tmp_path / "search"
@@ -238,9 +239,9 @@ def test_a_whole_search(tmp_path: Path) -> None:
         f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "hydra.sweeper.require=nothing",
         "scenario.target_qps=range(20,60,10)",
     ]  # fmt: skip
-    first = subprocess.run([*command, "hydra.sweeper.trials=2"], capture_output=True, text=True, timeout=250)
+    first = subprocess.run([*command, "hydra.sweeper.trials=2"], capture_output=True, text=True, timeout=280)
     assert first.returncode == 0, first.stderr
-    again = subprocess.run([*command, "hydra.sweeper.trials=3"], capture_output=True, text=True, timeout=250)
+    again = subprocess.run([*command, "hydra.sweeper.trials=3"], capture_output=True, text=True, timeout=280)
     assert again.returncode == 0, again.stderr
     assert "2 done" in again.stderr
     swept = json.loads((folder / "sweep.json").read_text())

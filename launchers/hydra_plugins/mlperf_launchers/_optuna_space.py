@@ -91,7 +91,9 @@ def _count(distribution: BaseDistribution) -> int | None:
     if isinstance(distribution, CategoricalDistribution):
         return len(distribution.choices)
     if isinstance(distribution, IntDistribution):
-        return (distribution.high - distribution.low) // distribution.step + 1
+        whole: int = (distribution.high - distribution.low) // distribution.step
+        return whole + 1
     if isinstance(distribution, FloatDistribution) and distribution.step:
-        return round((distribution.high - distribution.low) / distribution.step) + 1
+        steps: int = round((distribution.high - distribution.low) / distribution.step)
+        return steps + 1
     return None
