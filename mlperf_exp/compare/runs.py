@@ -126,6 +126,7 @@ def facts(result: Mapping[str, Any]) -> dict[str, str]:
     found |= {f"engine.{k}": v for k, v in _flat(part(result, "plan", "engine"))}
     environment = part(result, "environment")
     found |= {f"package {k}": v for k, v in _flat(part(environment, "packages"))}
+    found |= {f"variable {k}": v for k, v in _flat(part(environment, "variables"))}
     gpus = [part({"g": gpu}, "g").get("name") or gpu for gpu in items(environment.get("gpus"))]
     named = {
         "driver": environment.get("driver"),
