@@ -162,7 +162,7 @@ def read_detail_log(log_dir: Path) -> dict[str, Any]:
         try:
             entry = json.loads(line[len(":::MLLOG ") :])
             key, value = str(entry["key"]), entry["value"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
         if key.startswith("error_") or key == "result_invalid_reason":
             values.setdefault(key, []).append(value)

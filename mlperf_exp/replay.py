@@ -37,7 +37,7 @@ def recorded(run_dir: Path) -> dict[str, Any]:
         result = json.loads(path.read_text())
     except OSError as error:
         raise UserError("RUN_DIR", f"{path}: {error.strerror}", remedy) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError("RUN_DIR", f"{path} is no JSON", remedy) from None
     run = result.get("run") if isinstance(result, dict) else None
     if not isinstance(run, dict) or not isinstance(run.get("overrides"), list) or run.get("foreign"):

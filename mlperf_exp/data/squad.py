@@ -71,7 +71,7 @@ def read(path: Path) -> list[Question]:
         raise UserError(_KEY, f"{path} does not exist", "Fetch SQuAD's dev-v1.1.json there, or name a file") from None
     except OSError as error:
         raise UserError(_KEY, f"{path} cannot be read ({error.strerror})", "Name a readable file") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(_KEY, f"{path} is broken: {type(error).__name__}: {error}", _FORMAT) from None
     found = []
     try:

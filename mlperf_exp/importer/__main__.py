@@ -66,6 +66,8 @@ def load(file: Path, chosen: str) -> list[Foreign]:
     except json.JSONDecodeError as error:
         problem = f"{file} is no JSON, or cut short (line {error.lineno}: {error.msg})"
         raise UserError("FILE", problem, "Name the JSON file that the benchmark wrote") from None
+    except RecursionError:
+        raise UserError("FILE", f"{file} is nested too deeply", "Name the JSON file that the benchmark wrote") from None
     except ValueError as error:
         raise UserError("FILE", f"{file}: {error}", "Name a result's file, or choose --format") from None
 

@@ -255,6 +255,6 @@ def read_object(path: Path) -> dict[str, Any]:
     """A JSON object, empty where there is none."""
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

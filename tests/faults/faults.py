@@ -1,0 +1,338 @@
+"""What can go wrong with a run, each as a function that does it to an attempt; ``FAULTS`` is the table of all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.faults.attempt import ENGINE, LONG, NO_TRACKING, SHORT, Attempt
+from tests.sut.openai_server import Kind, Server
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault and how a run has to end by it.
+
+    ``status``: the exit statuses that are right; ``says``: words of which the last line on stderr, or a warning of the
+    record, holds one; ``record``: the record's status, None where there may be none. ``vllm``: takes a real engine.
+    """
+
+    name: str
+    do: Callable[[Attempt], None]
+    status: tuple[int, ...]
+    says: tuple[str, ...]
+    record: str | None
+    vllm: bool = False
+    scenarios: tuple[str, ...] = ("offline", "server")
+
+
+def killed_engine(attempt: Attempt) -> None:
+    attempt.start(*ENGINE[attempt.scenario], NO_TRACKING)
+    attempt.begun(10)
+    attempt.hurt()
+    for engine in attempt.engines():
+        engine.kill()
+    attempt.end()
+
+
+def hanging_engine(attempt: Attempt) -> None:
+    attempt.start(*ENGINE[attempt.scenario], NO_TRACKING, "scenario.stall_timeout_s=5")
+    attempt.begun(10)
+    attempt.hurt()
+    for engine in attempt.engines():
+        engine.suspend()
+    attempt.end()
+
+
+def out_of_memory(attempt: Attempt) -> None:
+    """The kernel's own out-of-memory killer, by a memory group that has no room."""
+    group = Path("/sys/fs/cgroup/memory") / f"fault-{attempt.mark}"
+    attempt.start(*ENGINE[attempt.scenario], NO_TRACKING)
+    attempt.begun(10)
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text("1M")
+        attempt.hurt()
+        (group / "cgroup.procs").write_text(str(attempt.engines()[0].pid))
+        attempt.end()
+    finally:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+
+
+def killed_run(attempt: Attempt) -> None:
+    attempt.start(*LONG[attempt.scenario], f"tracking.uri=sqlite:///{attempt.folder}/mlflow.db")
+    attempt.begun()
+    attempt.hurt()
+    assert attempt.process is not None
+    attempt.process.kill()
+    attempt.end()
+
+
+def _signal(number: signal.Signals) -> Callable[[Attempt], None]:
+    def send(attempt: Attempt) -> None:
+        attempt.start(*LONG[attempt.scenario], NO_TRACKING)
+        attempt.begun()
+        attempt.hurt()
+        assert attempt.process is not None
+        attempt.process.send_signal(number)
+        attempt.end()
+
+    return send
+
+
+def closed_terminal(attempt: Attempt) -> None:
+    attempt.start(*LONG[attempt.scenario], NO_TRACKING, terminal=True)
+    attempt.begun()
+    attempt.hurt()
+    attempt.hang_up()
+    attempt.end()
+
+
+@contextlib.contextmanager
+def _small_disk(attempt: Attempt, size: str) -> Iterator[None]:
+    attempt.run_dir.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(attempt.run_dir)], check=True)
+    try:
+        yield
+    finally:
+        kept = attempt.folder / "kept"
+        shutil.copytree(attempt.run_dir, kept, ignore_dangling_symlinks=True)
+        subprocess.run(["umount", "--lazy", str(attempt.run_dir)], check=True)
+        attempt.run_dir.rmdir()
+        kept.rename(attempt.run_dir)
+
+
+def full_disk(attempt: Attempt) -> None:
+    with _small_disk(attempt, "8m"):
+        attempt.start(*LONG[attempt.scenario], NO_TRACKING, "scenario.stall_timeout_s=60")
+        attempt.begun()
+        with (attempt.run_dir / "filler").open("wb") as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"x" * 65536)
+                file.flush()
+        attempt.hurt()
+        assert attempt.process is not None
+        attempt.process.send_signal(signal.SIGINT)  # it has to put away what it has, on a disk that takes nothing
+        attempt.end()
+
+
+def read_only_folder(attempt: Attempt) -> None:
+    with _small_disk(attempt, "64m"):
+        attempt.start(*LONG[attempt.scenario], NO_TRACKING)
+        attempt.begun()
+        attempt.hurt()
+        subprocess.run(["mount", "-o", "remount,ro", str(attempt.run_dir)], check=False)
+        subprocess.run(["umount", "--lazy", str(attempt.folder / "none")], check=False, capture_output=True)
+        assert attempt.process is not None
+        attempt.process.send_signal(signal.SIGINT)
+        attempt.end()
+
+
+def mlflow_down_at_start(attempt: Attempt) -> None:
+    attempt.start(*SHORT[attempt.scenario], "tracking.uri=http://127.0.0.1:9", "tracking.timeout_s=20")
+    attempt.end()
+
+
+@contextlib.contextmanager
+def _mlflow(attempt: Attempt) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+               "--backend-store-uri", f"sqlite:///{attempt.folder}/server.db"]  # fmt: skip
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen(
+        command, cwd=attempt.folder, env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}", server
+    finally:
+        with contextlib.suppress(OSError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def mlflow_down_in_the_middle(attempt: Attempt) -> None:
+    with _mlflow(attempt) as (uri, server):
+        attempt.start(*SHORT[attempt.scenario], f"tracking.uri={uri}", "tracking.timeout_s=20")
+        attempt.begun(1)
+        attempt.hurt()
+        os.killpg(server.pid, signal.SIGKILL)
+        attempt.end()
+
+
+def mlflow_down_at_the_end(attempt: Attempt) -> None:
+    with _mlflow(attempt) as (uri, server):
+        attempt.start(*SHORT[attempt.scenario], f"tracking.uri={uri}", "tracking.timeout_s=20")
+        attempt.until(lambda: (attempt.run_dir / "result.json").exists())
+        attempt.hurt()
+        os.killpg(server.pid, signal.SIGKILL)
+        attempt.end()
+
+
+def slow_mlflow(attempt: Attempt) -> None:
+    """It takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=_swallow, args=(server,), daemon=True).start()
+        uri = f"http://127.0.0.1:{server.getsockname()[1]}"
+        attempt.start(*SHORT[attempt.scenario], f"tracking.uri={uri}", "tracking.timeout_s=10")
+        attempt.end()
+
+
+def _swallow(server: socket.socket) -> None:
+    held = []
+    with contextlib.suppress(OSError):
+        while True:
+            held.append(server.accept())
+
+
+def stepped_clock(attempt: Attempt) -> None:
+    """An hour back, for this run alone: libfaketime stands for the system's clock, the monotonic one goes on."""
+    library = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")))
+    stamp = attempt.folder / "clock"
+    stamp.write_text("+0")
+    environment = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(stamp), "FAKETIME_NO_CACHE": "1",
+                   "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"}  # fmt: skip
+    attempt.start(*SHORT[attempt.scenario], "scenario.min_duration_s=8", NO_TRACKING, environment=environment)
+    attempt.begun(1)
+    attempt.hurt()
+    stamp.write_text("-3600")
+    attempt.end()
+
+
+def replaced_data(attempt: Attempt) -> None:
+    data = attempt.folder / "articles.json"
+    shutil.copy(Path("mlperf_exp/data/articles.json"), data)
+    attempt.start(*SHORT[attempt.scenario], f"dataset.path={data}", NO_TRACKING)
+    attempt.begun(1)
+    attempt.hurt()
+    data.write_text("[]")
+    attempt.end()
+
+
+def two_in_one_folder(attempt: Attempt) -> None:
+    attempt.start(*LONG[attempt.scenario], NO_TRACKING)
+    attempt.begun()
+    words = [*SHORT[attempt.scenario], NO_TRACKING, f"hydra.run.dir={attempt.run_dir}"]
+    second = subprocess.run(
+        [sys.executable, "-m", "mlperf_exp", *words], cwd=attempt.folder, capture_output=True, text=True, check=False
+    )
+    assert second.returncode == 2, second.stderr
+    assert "another run is writing to" in second.stderr
+    done = attempt.done()
+    attempt.until(lambda: attempt.done() > done)  # the first one goes on
+    attempt.hurt()
+    assert attempt.process is not None
+    attempt.process.send_signal(signal.SIGINT)
+    attempt.end()
+
+
+def _served(kind: Kind) -> Callable[[Attempt], None]:
+    def serve(attempt: Attempt) -> None:
+        with Server() as server:
+            server.everything = kind
+            attempt.hurt()
+            words = [word for word in SHORT[attempt.scenario] if not word.startswith("backend")]
+            attempt.start(*words, "backend=openai", f"backend.urls=[{server.url}]", "backend.model=tiny",
+                          "backend.idle_timeout_s=3", "backend.request_timeout_s=6", NO_TRACKING,
+                          "scenario.stall_timeout_s=15")  # fmt: skip
+            attempt.end()
+
+    return serve
+
+
+INTERRUPTED = (130,)
+FAULTS = (
+    Fault("engine process killed", killed_engine, (1,), ("engine died",), "failed", vllm=True),
+    Fault("engine hangs", hanging_engine, (1,), ("no query finished in",), "failed", vllm=True),
+    Fault("engine out of memory", out_of_memory, (1,), ("engine died",), "failed", vllm=True),
+    Fault("LoadGen's process killed", killed_run, (-9,), (), None),
+    Fault("disk full", full_disk, (1, 130), ("No space left", "interrupted"), None),
+    Fault("folder made read-only", read_only_folder, (1, 2, 130), ("Read-only", "interrupted"), None),
+    Fault("MLflow down at the start", mlflow_down_at_start, (0,), ("send it later",), "finished"),
+    Fault("MLflow down in the middle", mlflow_down_in_the_middle, (0,), ("send it later",), "finished"),
+    Fault("MLflow down at the end", mlflow_down_at_the_end, (0,), ("send it later",), "finished"),
+    Fault("MLflow never answers", slow_mlflow, (0,), ("send it later",), "finished"),
+    Fault("clock set back an hour", stepped_clock, (0,), (), "finished"),
+    Fault("SIGINT", _signal(signal.SIGINT), INTERRUPTED, ("interrupted",), "interrupted"),
+    Fault("SIGTERM", _signal(signal.SIGTERM), INTERRUPTED, ("interrupted",), "interrupted"),
+    Fault("terminal closed", closed_terminal, INTERRUPTED, ("interrupted",), "interrupted"),
+    Fault("data file replaced", replaced_data, (0,), (), "finished"),
+    Fault("two runs in one folder", two_in_one_folder, INTERRUPTED, ("interrupted",), "interrupted"),
+    Fault("server answers 429", _served(Kind.STATUS_429), (0, 1), ("429",), None),
+    Fault("server answers 500", _served(Kind.STATUS_500), (0, 1), ("500",), None),
+    Fault("server sends half a chunk", _served(Kind.HALF_EVENT), (0, 1), ("",), None),
+    Fault("server's stream never ends", _served(Kind.ENDLESS_COMMENTS), (0, 1), ("",), None),
+)
+
+
+def problems(fault: Fault, attempt: Attempt) -> list[str]:
+    """What is not as it should be after a fault, a line each."""
+    found = []
+    if attempt.status is None:
+        found.append(f"did not end within {attempt.bound_s:.0f} s")
+    elif attempt.status not in fault.status:
+        found.append(f"exit status {attempt.status}, not {' or '.join(map(str, fault.status))}")
+    if "Traceback" in attempt.stderr:
+        found.append("a traceback on stderr")
+    try:
+        result = attempt.result()
+    except ValueError:
+        return [*found, "result.json is torn"]
+    told = " ".join([attempt.said(), *(result.get("verdict") or {}).get("warnings", ())])
+    if fault.says and not any(word in told for word in fault.says):
+        found.append(f"said: {attempt.said()[:150]}")
+    if fault.record is not None and (result.get("run") or {}).get("status") != fault.record:
+        found.append(f"the record says {(result.get('run') or {}).get('status')}")
+    if result and result["verdict"]["valid"]:
+        found.append("it was called valid")
+    completed = (result.get("metrics") or {}).get("completed")
+    if fault.record in ("failed", "interrupted") and not completed:
+        found.append("finished queries are not in the record")
+    found += [f"left behind: {name}" for name in attempt.left_behind()]
+    if (status := attempt.later_run()) != 0:
+        found.append(f"a later run ended with {status}")
+    return found
+
+
+def kept(attempt: Attempt) -> str:
+    """What the run's folder still tells."""
+    with contextlib.suppress(ValueError):
+        result = attempt.result()
+        if result:
+            return f"{result['metrics'].get('completed', 0):,.0f} queries, {result['run']['status']}"
+    return f"{attempt.done():,} queries in live.jsonl"
+
+
+def as_row(fault: Fault, attempt: Attempt, wrong: list[str]) -> dict[str, object]:
+    """One line of the table of results."""
+    return {
+        "fault": fault.name,
+        "scenario": attempt.scenario,
+        "status": attempt.status,
+        "seconds": round(attempt.seconds, 1),
+        "said": attempt.said()[:160] if fault.status != (0,) else "",
+        "kept": kept(attempt),
+        "wrong": wrong,
+    }
+
+
+def dump(rows: list[dict[str, object]]) -> str:
+    return json.dumps(rows, indent=2, ensure_ascii=False)
