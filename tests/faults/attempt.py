@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,12 @@ SHORT = {
     "server": [*LONG["server"], "scenario.min_duration_s=2", "scenario.samples=100"],
 }
 ENGINE = {  # on vLLM, for as long as it takes
-    "offline": ["experiment=quickstart", "scenario=offline", "scenario.min_query_count=4000"],
+    "offline": [
+        "experiment=quickstart",
+        "scenario=offline",
+        "scenario.min_query_count=4000",
+        "backend.engine.max_num_seqs=8",
+    ],
     "server": ["experiment=quickstart", "scenario.target_qps=6", "scenario.min_duration_s=400"],
 }
 NO_TRACKING = "tracking.enabled=false"
@@ -54,9 +59,15 @@ class Attempt:
     def run_dir(self) -> Path:
         return self.folder / "run"
 
-    def start(self, *words: str, terminal: bool = False, environment: dict[str, str] | None = None) -> None:
-        """Start the command; with ``terminal`` on a terminal of its own, which :meth:`hang_up` closes."""
-        command = [sys.executable, "-m", "mlperf_exp", f"hydra.run.dir={self.run_dir}", *words]
+    def start(
+        self,
+        *words: str,
+        terminal: bool = False,
+        environment: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
+    ) -> None:
+        """Start the command, behind ``prefix``; with ``terminal`` on one of its own, which :meth:`hang_up` closes."""
+        command = [*prefix, sys.executable, "-m", "mlperf_exp", f"hydra.run.dir={self.run_dir}", *words]
         variables = os.environ | {MARK: self.mark, "SPT_NOENV": "1"} | (environment or {})
         out = (self.folder / "stderr").open("w")
         self._terminal = None
@@ -149,7 +160,7 @@ class Attempt:
             return sorted(found, key=lambda p: -p.memory_info().rss)
         return []
 
-    def left_behind(self, seconds: float = 30) -> list[str]:
+    def left_behind(self, seconds: float = 120) -> list[str]:
         """What of the run still lives after a while, by name."""
         end = time.monotonic() + seconds
         while (left := self.family()) and time.monotonic() < end:
