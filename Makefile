@@ -7,12 +7,13 @@ ARGS   ?=
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help python setup setup-dev demo test test-clusters lint ui clean distclean
+.PHONY: help python setup setup-dev demo test test-clusters faults fuzz audit lint ui clean distclean
 
 help:
 	@echo 'make demo   set up .venv, run the quick start        (ARGS="scenario.target_qps=2" overrides its configuration)'
 	@echo 'make test   set up .venv, run the checks and all tests (ARGS="-k judge" chooses tests)'
 	@echo 'make test-clusters  the tests against a real Kubernetes control plane, as root; builds it once (Debian 12)'
+	@echo 'make faults what happens to a run that is hurt, as a table; make fuzz  mangled files; make audit  known weaknesses'
 	@echo 'make lint   ruff and mypy'
 	@echo 'make ui     MLflow on http://127.0.0.1:$(PORT)'
 	@echo 'make clean  remove caches and builds; make distclean removes .venv too; outputs/ is never removed'
@@ -41,6 +42,21 @@ test: lint
 test-clusters: setup-dev
 	@tests/clusters/k8s_build.sh
 	@MLPERF_TEST_CLUSTERS=1 $(BIN)/python -m pytest -n 0 tests/clusters tests/launchers/test_ray.py $(ARGS)
+
+# As root; Debian's faketime sets the clock of one run. Writes the table in docs/reliability.md; about half an hour.
+faults: setup-dev
+	@$(BIN)/python -m tests.faults $(ARGS)
+	@MLPERF_KILLS=200 $(BIN)/python -m pytest -n 0 tests/faults/test_kills.py
+
+fuzz: setup-dev
+	@$(BIN)/python -m pip install -q atheris
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+# Needs the network of the public list of vulnerabilities.
+audit: setup-dev
+	@$(BIN)/python -m pip install -q pip-audit
+	@$(BIN)/python -m pip_audit -r constraints/cpu.txt --no-deps --disable-pip
+	@$(BIN)/python -m pip_audit -r constraints/cuda.txt --no-deps --disable-pip
 
 lint: setup-dev
 	@$(BIN)/ruff check .
