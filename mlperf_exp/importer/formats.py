@@ -2,8 +2,7 @@
 
 A figure that a file does not have is absent. Sources of the formats: vLLM, ``vllm/benchmarks/serve.py``; GuideLLM's
 ``benchmarks.json`` (docs, "Metrics" and "Analyze results"); AIPerf's ``profile_export_aiperf.json``
-(docs.nvidia.com/aiperf, JSON export schema); mlcommons/endpoints' ``result_summary.json`` as the submission checker of
-mlcommons/inference reads it (``ENDPOINTS_MAPPINGS``).
+(docs.nvidia.com/aiperf, JSON export schema); mlcommons/endpoints, ``src/inference_endpoint/metrics/report.py``.
 """
 
 from __future__ import annotations
@@ -80,8 +79,8 @@ def _vllm(value: Mapping[str, Any]) -> Iterator[Foreign]:
 
 def _guidellm(value: Mapping[str, Any]) -> Iterator[Foreign]:
     """Each benchmark of ``benchmarks.json``, over its successful requests; request latency is in seconds there."""
-    model = (value.get("args") or {}).get("model")
     for place, benchmark in enumerate(value["benchmarks"]):
+        model = _guidellm_model(value, benchmark)
         theirs = benchmark["metrics"]
         totals = theirs.get("request_totals") or {}
         metrics: dict[str, float] = {}
@@ -110,6 +109,15 @@ def _guidellm(value: Mapping[str, Any]) -> Iterator[Foreign]:
         yield Foreign("GuideLLM", f"GuideLLM {model or ''} {kind}".strip(), model, metrics, _iso(moment), duration)
 
 
+def _guidellm_model(value: Mapping[str, Any], benchmark: Mapping[str, Any]) -> str | None:
+    """The model's name: in the benchmark's configuration, or in the whole file's, ``args`` before GuideLLM 0.8."""
+    spec = (value.get("config") or {}).get("spec") or {}
+    for place in ((benchmark.get("config") or {}).get("backend"), spec.get("backend"), value.get("args")):
+        if isinstance(place, Mapping) and isinstance(place.get("model"), str):
+            return str(place["model"])
+    return None
+
+
 def _successful(metrics: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     found = (metrics.get(name) or {}).get("successful") or {}
     return found if isinstance(found, Mapping) else {}
@@ -117,6 +125,8 @@ def _successful(metrics: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _aiperf(value: Mapping[str, Any]) -> Iterator[Foreign]:
     """``profile_export_aiperf.json``: a block of statistics for each metric, with its unit."""
+    if value.get("was_cancelled") or value.get("is_complete") is False:
+        raise ValueError("it is a result of aiperf that was cancelled")
     metrics: dict[str, float] = {}
 
     def put(ours: str, name: str, key: str = "avg") -> None:
@@ -138,14 +148,32 @@ def _aiperf(value: Mapping[str, Any]) -> Iterator[Foreign]:
         put(f"{ours}_mean_ms", name)
         for short in ("p50", "p90", "p99"):
             put(f"{ours}_{short}_ms", name, short)
-    names = ((value.get("input_config") or {}).get("endpoint") or {}).get("model_names") or [None]
+    if "errors" not in metrics and (value.get("request_error_rate") or {}).get("avg") == 0:
+        metrics["errors"] = 0.0
+    model, rate = _aiperf_load(value.get("input_config") or {})
+    _put(metrics, "target_qps", rate)
     ended = value.get("end_time")
     moment = datetime.fromisoformat(ended).astimezone(UTC) if isinstance(ended, str) else None
-    yield Foreign("AIPerf", f"AIPerf {names[0] or ''}".strip(), names[0], metrics, _iso(moment))
+    seconds = (value.get("benchmark_duration") or {}).get("avg")
+    name = f"AIPerf {model or ''}".strip()
+    yield Foreign("AIPerf", name, model, metrics, _iso(moment), seconds if _is_number(seconds) else None)
+
+
+def _aiperf_load(config: Mapping[str, Any]) -> tuple[str | None, Any]:
+    """The model's name and the offered rate: in lists of ``models`` and ``phases``, or as files before 0.13 have it."""
+    items = (config.get("models") or {}).get("items") or []
+    older = (config.get("endpoint") or {}).get("model_names") or []
+    name = next((item["name"] for item in items), next(iter(older), None))
+    empty: Mapping[str, Any] = {}
+    phases: list[Mapping[str, Any]] = config.get("phases") or []
+    phase = next((phase for phase in phases if phase.get("kind") == "profiling"), empty)
+    return name, phase.get("rate", (config.get("loadgen") or {}).get("request_rate"))
 
 
 def _endpoints(value: Mapping[str, Any]) -> Iterator[Foreign]:
     """``result_summary.json`` of MLCommons' endpoints; times are nanoseconds there."""
+    if value.get("complete") is False:
+        raise ValueError(f"it is a result of endpoints that did not come to its end ({value.get('state')})")
     metrics: dict[str, float] = {}
     _put(metrics, "completed", value.get("n_samples_completed"))
     _put(metrics, "errors", value.get("n_samples_failed"))
@@ -153,6 +181,10 @@ def _endpoints(value: Mapping[str, Any]) -> Iterator[Foreign]:
     _put(metrics, "samples_per_second", value.get("qps"))
     _put(metrics, "tokens_per_second", value.get("tps"))
     _put(metrics, "output_tokens_mean", (value.get("output_sequence_lengths") or {}).get("avg"))
+    _put(metrics, "prompt_tokens_mean", (value.get("input_sequence_lengths") or {}).get("avg"))
+    pattern = (value.get("run_config") or {}).get("load_pattern") or {}
+    if pattern.get("type") == "poisson":
+        _put(metrics, "target_qps", pattern.get("target_qps"))
     for ours in ("ttft", "tpot", "latency"):
         found = value.get(ours) or {}
         _put(metrics, f"{ours}_mean_ms", found.get("avg"), 1e-6)

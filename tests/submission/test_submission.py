@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -199,21 +201,56 @@ def test_wrong_descriptions(
     assert nothing_written(tmp_path)
 
 
-def test_mixed_engines_and_systems_and_doubled_scenarios(
+def without_accuracy(run: Path) -> Path:
+    """The run as if it had measured its speed alone."""
+    shutil.rmtree(run / "accuracy")
+
+    def strip(result: dict[str, Any]) -> None:
+        result["artifacts"] = [item for item in result["artifacts"] if not item["path"].startswith("accuracy/")]
+
+    return change(run, strip)
+
+
+def other_engine(result: dict[str, Any]) -> None:
+    result["run"]["engine_hash"] = "0" * 16
+    result["plan"]["engine"] = {"max_num_seqs": 7}
+
+
+def test_scenarios_may_be_tuned_differently(valid: Path, system: Path, tmp_path: Path, long_enough: None) -> None:
+    """Each with an engine of its own, on which its own accuracy was measured."""
+    change(valid / "server", other_engine)
+    out = tmp_path / "package"
+    assert build(out, system, valid / "offline", valid / "server") == 0
+    assert check(out) == []
+    assert "`max_num_seqs`: `7`" in (result_of(out, "Server") / "README.md").read_text()
+    assert "`max_num_seqs`: `7`" not in (result_of(out, "Offline") / "README.md").read_text()
+
+
+def test_engines_mixed_inside_one_scenario(
+    valid: Path, system: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], long_enough: None
+) -> None:
+    offline, server = valid / "offline", without_accuracy(valid / "server")
+    change(server, other_engine)
+    assert build(tmp_path / "package", system, offline, server) == 2
+    mixed = f"one scenario may not mix engines: {offline} did, on another engine (max_num_seqs is 7 and None)"
+    refused(capsys, f"{server} measured no accuracy, and {mixed} (engine {'0' * 16})")
+
+    def taken_over(result: dict[str, Any]) -> None:
+        result["verdict"]["accuracy"]["reused"] = {"folder": "outputs/runs/first/accuracy"}
+
+    change(server, taken_over)
+    assert build(tmp_path / "package", system, offline, server) == 2
+    refused(capsys, "Give the run that it was taken over from too, outputs/runs/first")
+    assert nothing_written(tmp_path)
+
+
+def test_mixed_systems_and_doubled_scenarios(
     valid: Path, system: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     offline, server = valid / "offline", valid / "server"
     again = Path(shutil.copytree(server, valid / "again"))
     assert build(tmp_path / "package", system, server, again) == 2
     refused(capsys, "two runs of llama3_tiny, Server", str(server), str(again))
-
-    def other_engine(result: dict[str, Any]) -> None:
-        result["run"]["engine_hash"] = "0" * 16
-        result["plan"]["engine"] = {"max_num_seqs": 7}
-
-    change(server, other_engine)
-    assert build(tmp_path / "package", system, offline, server) == 2
-    refused(capsys, "used different engines (max_num_seqs is None and 7)")
     change(again, lambda r: r["environment"]["packages"].update(torch="1.0"))
     assert build(tmp_path / "package", system, offline, again) == 2
     refused(capsys, "ran on different systems: torch is", "and 1.0")
@@ -223,13 +260,7 @@ def test_mixed_engines_and_systems_and_doubled_scenarios(
 def test_accuracy_of_another_run_on_the_same_engine(
     valid: Path, system: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], long_enough: None
 ) -> None:
-    offline, server = valid / "offline", valid / "server"
-
-    def without_accuracy(result: dict[str, Any]) -> None:
-        result["artifacts"] = [item for item in result["artifacts"] if not item["path"].startswith("accuracy/")]
-
-    shutil.rmtree(server / "accuracy")
-    change(server, without_accuracy)
+    offline, server = valid / "offline", without_accuracy(valid / "server")
     assert build(tmp_path / "package", system, server) == 2
     refused(capsys, "measured no accuracy", "scenario.mode=both")
     assert build(tmp_path / "package", system, server, offline) == 0
@@ -337,15 +368,74 @@ def test_links_that_lead_out_of_a_run(
     refused(capsys, "leads out of the run's folder")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_run_without_rights(valid: Path, system: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = valid / "server" / "accuracy"
-    log.chmod(0)
+def without_rights() -> None:
+    """Give up root's right to read and write everything, which the program started next then lacks; no-op for others.
+
+    From then on a file's mode counts for its owner, too.
+    """
+    drop, override, read_search = 24, 1, 2  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    for right in (override, read_search):
+        ctypes.CDLL(None).prctl(drop, right, 0, 0, 0)
+
+
+def as_others(*command: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, command)], preexec_fn=without_rights, capture_output=True, text=True, timeout=600
+    )
+
+
+@pytest.mark.parametrize("closed", ["accuracy", "performance/mlperf_log_detail.txt", "result.json", "."])
+def test_a_run_without_rights(valid: Path, system: Path, tmp_path: Path, closed: str) -> None:
+    run = valid / "server"
+    locked = run / closed
+    mode = locked.stat().st_mode
+    locked.chmod(0)
     try:
-        assert build(tmp_path / "package", system, valid / "server") == 2
-        refused(capsys, "cannot be read: Permission denied")
+        seen = as_others(
+            "-c", f"import os; os.listdir({str(locked)!r})" if locked.is_dir() else f"open({str(locked)!r})"
+        )
+        if seen.returncode == 0:
+            pytest.skip("this user may read what has no rights, and cannot give that up")
+        done = as_others(
+            "-m", "mlperf_exp.submission", "build", run, *OPEN, "--system", system, "--out", tmp_path / "package"
+        )
     finally:
-        log.chmod(0o755)
+        locked.chmod(mode)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "cannot be read: Permission denied" in done.stderr
+    assert nothing_written(tmp_path)
+
+
+def test_a_place_without_rights(valid: Path, system: Path, tmp_path: Path, package: Path) -> None:
+    place = tmp_path / "closed"
+    place.mkdir(mode=0o500)
+    if as_others("-c", f"open({str(place / 'file')!r}, 'w')").returncode == 0:
+        pytest.skip("this user may write where there are no rights, and cannot give that up")
+    done = as_others(
+        "-m",
+        "mlperf_exp.submission",
+        "build",
+        valid / "server",
+        *OPEN,
+        "--system",
+        system,
+        "--out",
+        place / "it",
+        "--draft",
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert f"{place / 'it'} cannot be written: Permission denied" in done.stderr
+    locked = result_of(package, "Server") / "accuracy"
+    locked.chmod(0)
+    try:
+        checked = as_others("-m", "mlperf_exp.submission", "check", package)
+    finally:
+        locked.chmod(0o755)
+    assert checked.returncode == 2
+    assert checked.stderr.count("\n") == 1
+    assert "accuracy cannot be read: Permission denied" in checked.stderr
 
 
 def test_a_run_without_rights_for_anybody(
