@@ -10,7 +10,8 @@
     _cluster.py     the contract between the driver and a system of other machines
     _launcher.py    the class behind every launcher to other machines   -> _remote.py: a sweep as plain data, and back
     _driver.py      submits, watches, retries and ends jobs; _track.py: one attempt; _ledger.py, _log.py
-    _node.py        what runs on a node; _handback.py: files inside its log; _return.py: what its task returned
+    _node.py        what runs on a node; _files.py: names of what it leaves; _return.py: what its task returned;
+                    _handback.py: files inside its log
     _book.py        sweep.json and MLflow on the submitting side; _chosen.py: refuses launchers in swept configurations
 
     slurm.py        each job a job of Slurm                        -> _slurm.py, _slurm_preflight.py, _slurm_config.py

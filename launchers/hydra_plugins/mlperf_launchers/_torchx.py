@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra_plugins.mlperf_launchers._cluster import (
-    REQUEST,
     Attempt,
     JobSpec,
     Kind,
@@ -34,6 +33,7 @@ from hydra_plugins.mlperf_launchers._cluster import (
     Unreachable,
     dumps,
 )
+from hydra_plugins.mlperf_launchers._files import REQUEST
 from hydra_plugins.mlperf_launchers._stream import GrowingFile, Stream
 from hydra_plugins.mlperf_launchers._torchx_config import Scheduler, TorchxLauncherConf
 
