@@ -2,7 +2,7 @@
 
     local.py        one fresh process a job on this machine        -> _local.py
     _config.py      the keys under hydra.launcher
-    _job.py         one job of a sweep, and how it travels to a process and back
+    _job.py         one job of a sweep, and how it travels to a process and back; _compose.py: many in little time
     _child.py       what a job's process runs
     _process.py     a job's process as seen from the launcher: its output, its end
     _summary.py     the table at the end of a sweep
