@@ -57,6 +57,11 @@ def test_the_pods_have_the_daemon_the_interfaces_and_nccls_settings(gke: k8s.Kub
         "hydra.launcher.python=python", "hydra.launcher.backend.infra=k8s/test", "tracking.enabled=false",
         "hydra.launcher.backend.image=docker:slow/with-googles-nccl-plugin", f"hydra.sweep.dir={tmp_path / 'sweep'}",
     ]  # fmt: skip
+    # What SkyPilot would fetch from its catalogs on the Internet for the name of the GPU.
+    catalogs = tmp_path / ".sky" / "catalogs" / "v8" / "common"
+    catalogs.mkdir(parents=True)
+    (catalogs / "accelerators.csv").write_text("AcceleratorName,Clouds\nH100,\"['Kubernetes', 'GCP']\"\n")
+    (catalogs / "metadata.csv").write_text("GPU,MemoryGB,Manufacturer\nH100,80,NVIDIA\n")
     folder = tmp_path / "here"
     folder.mkdir()
     with (tmp_path / "out").open("w") as out:

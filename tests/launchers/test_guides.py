@@ -42,7 +42,7 @@ def test_a_command_of_a_guide(guide: str, command: str, tmp_path: Path) -> None:
     module, *rest = words
     done = subprocess.run(
         [sys.executable, "-m", module, *rest, "hydra.launcher.dryrun=true", f"hydra.sweep.dir={tmp_path}/sweep"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=200,
+        cwd=tmp_path, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, f"{guide}: {command}\n{done.stderr}"
     assert "_node" in done.stdout

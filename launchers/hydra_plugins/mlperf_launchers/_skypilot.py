@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra_plugins.mlperf_launchers._cluster import Attempt, JobSpec, Kind, LaunchError, Log, State
+from hydra_plugins.mlperf_launchers._cluster import Attempt, JobSpec, Kind, LaunchError, Log, State, Unreachable
 from hydra_plugins.mlperf_launchers._sky_client import Bridge, Failed, Refused, python_of
 from hydra_plugins.mlperf_launchers._skypilot_config import SkypilotLauncherConf
 from hydra_plugins.mlperf_launchers._skypilot_task import as_yaml, folder_on_node, task_of
@@ -88,6 +88,8 @@ class SkypilotCluster:
                 raise UserError(
                     "hydra.launcher.backend", f"SkyPilot cannot place it: {error}", "See sky check"
                 ) from error
+            except Failed as error:  # no way to its catalogs, for instance
+                raise Unreachable(str(error)) from error
 
     def render(self, attempt: Attempt) -> str:
         """The task's YAML, ready for ``sky launch``."""
