@@ -1,16 +1,20 @@
-"""What a launcher costs a job: trivial jobs on ``local``, and on ``slurm`` beside the same jobs submitted by hand.
+"""What a launcher costs a job: trivial jobs on ``local``, and on others beside the same jobs submitted by hand.
 
-    python benchmarks/launchers.py [--launcher local slurm] [--jobs 1 10 100]
+    python benchmarks/launchers.py [--launcher local slurm kubernetes] [--jobs 1 10 100]
 
 Each sweep runs as a command of its own. ``command_s`` is that of composing alone (``--cfg job``), and is taken off.
 
-local   ``overhead_s``: wall time for each job, less ``process_start_s``, the start of a Python that imports what its
-        process needs. With several jobs at once the share of the start that overlaps is credited.
-slurm   starts a Slurm of two pretend hosts (``tests/clusters/slurm.py``; as root) unless SLURM_CONF names one.
-        ``over_hand_s``: wall time of the sweep, less that of the same scripts (from ``dryrun``) given to sbatch one
-        after another. ``first_line_s``: from submission to the job's first statement; ``in_hand_s``: from its last
-        statement to the result in the launcher's hand; medians.
+local       ``overhead_s``: wall time for each job, less ``process_start_s``, the start of a Python that imports what
+            its process needs. With several jobs at once the share of the start that overlaps is credited.
+slurm       on a Slurm of two pretend hosts (``tests/clusters/slurm.py``; as root) unless SLURM_CONF names one. By hand:
+            the scripts of ``dryrun`` given to sbatch one after another, until the queue is empty.
+kubernetes  on a control plane of two pretend nodes (``tests/clusters/k8s.py``; as root, built by ``make
+            test-clusters``) unless KUBECONFIG names one. By hand: the manifests of ``dryrun`` created by the official
+            client, imported already, one after another, until all Jobs have completed; neither logs nor results are
+            fetched, nothing is removed.
 
+``over_hand_s``: wall time of the sweep, less ``command_s``, less that by hand. ``first_line_s``: from submission to the
+job's first statement; ``in_hand_s``: from its last statement to the result in the launcher's hand; medians.
 ``in_order`` says that no job, and not their order, was lost.
 """
 
@@ -27,12 +31,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 LOCAL_BAR_S = 1.2
-SLURM_BAR_S = 2.0
+HAND_BAR_S = 2.0
 APP = """
 import time
 began = time.time()
@@ -44,32 +49,45 @@ from hydra.core.hydra_config import HydraConfig
 @hydra.main(version_base="1.3", config_path=None)
 def main(cfg):
     path = Path(HydraConfig.get().runtime.output_dir, "seen.json")
-    path.write_text(json.dumps([cfg.n, os.getpid(), os.environ.get("SLURM_JOB_ID"), began, time.time()]))
+    own = os.environ.get("SLURM_JOB_ID") or os.environ.get("MLPERF_EXP_JOB")
+    path.write_text(json.dumps([cfg.n, os.getpid(), own, began, time.time()]))
 
 
 main()
 """
 START = "import hydra_plugins.mlperf_launchers._child"
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class System:
+    """Machines to which jobs can also be submitted by hand."""
+
+    start: Callable[[Path], contextlib.AbstractContextManager[str | None]]  # yields why there are none
+    submit: Callable[[Path, str], Callable[[], bool]]  # what dryrun printed -> whether all have ended
+    overrides: tuple[str, ...]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--launcher", nargs="+", choices=("local", "slurm"), default=["local", "slurm"])
+    parser.add_argument("--launcher", nargs="+", choices=("local", *SYSTEMS), default=["local", *SYSTEMS])
     parser.add_argument("--jobs", type=int, nargs="+", default=[1, 10, 100])
     args = parser.parse_args()
     report: dict[str, object] = {
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "load_1min": os.getloadavg()[0]}
     }
+    sys.path.insert(0, str(HERE.parent))
     with tempfile.TemporaryDirectory() as folder:
         app = Path(folder, "app.py")
         app.write_text(APP)
         command_s = statistics.median(seconds([sys.executable, str(app), "--cfg", "job"]) for _ in range(5))
         report["command_s"] = round(command_s, 3)
-        if "local" in args.launcher:
-            report["local"] = local(app, args.jobs, command_s)
-        if "slurm" in args.launcher:
-            with slurm(Path(folder)) as why:
-                report["slurm"] = on_slurm(app, args.jobs, command_s) if why is None else {"skipped": why}
+        for name in args.launcher:
+            if name == "local":
+                report[name] = local(app, args.jobs, command_s)
+                continue
+            with SYSTEMS[name].start(Path(folder, name)) as why:
+                report[name] = beside_hand(app, name, args.jobs, command_s) if why is None else {"skipped": why}
     print(json.dumps(report, indent=2))
 
 
@@ -96,12 +114,12 @@ def local(app: Path, sizes: list[int], command_s: float) -> dict[str, object]:
     }
 
 
-def on_slurm(app: Path, sizes: list[int], command_s: float) -> dict[str, object]:
-    """The launcher ``slurm`` beside ``sbatch`` by hand."""
+def beside_hand(app: Path, launcher: str, sizes: list[int], command_s: float) -> dict[str, object]:
+    """A launcher to other machines beside the same jobs submitted by hand."""
     sweeps = []
     for jobs in sizes:
-        hand_s = by_hand(app, jobs)
-        wall_s, folder, in_order = sweep(app, "slurm", jobs, jobs)
+        hand_s = by_hand(app, launcher, jobs)
+        wall_s, folder, in_order = sweep(app, launcher, jobs, jobs)
         told = json.loads((folder / "jobs.json").read_text())["jobs"]
         first, last = [], []
         for n, job in enumerate(told):
@@ -121,32 +139,10 @@ def on_slurm(app: Path, sizes: list[int], command_s: float) -> dict[str, object]
             }
         )
     return {
-        "bar_over_hand_s": SLURM_BAR_S,
+        "bar_over_hand_s": HAND_BAR_S,
         "sweeps": sweeps,
-        "passed": all(float(str(one["over_hand_s"])) < SLURM_BAR_S and bool(one["in_order"]) for one in sweeps),
+        "passed": all(float(str(one["over_hand_s"])) < HAND_BAR_S and bool(one["in_order"]) for one in sweeps),
     }
-
-
-@contextlib.contextmanager
-def slurm(folder: Path) -> Iterator[str | None]:
-    """A Slurm to measure on; why there is none."""
-    if "SLURM_CONF" in os.environ:
-        yield None
-        return
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from tests.clusters.slurm import Slurm, missing
-
-    why = missing()
-    if why is not None:
-        yield why
-        return
-    cluster = Slurm(folder / "slurm", "b", "10.97.251")
-    try:
-        cluster.start()
-        os.environ.update(cluster.environment)
-        yield None
-    finally:
-        cluster.stop()
 
 
 def seconds(command: list[str]) -> float:
@@ -160,9 +156,8 @@ def words(app: Path, launcher: str, folder: Path, jobs: int, parallel: int) -> l
     """The command of a sweep."""
     overrides = [f"+n=range({jobs})", f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=${hydra.job.num}"]
     chosen = [f"hydra/launcher={launcher}", f"hydra.launcher.max_parallel={parallel}"]
-    if launcher == "slurm":
-        chosen.append("hydra.launcher.backend.exclusive=false")
-    return [sys.executable, str(app), "-m", *chosen, *overrides]
+    more = SYSTEMS[launcher].overrides if launcher in SYSTEMS else ()
+    return [sys.executable, str(app), "-m", *chosen, *more, *overrides]
 
 
 def sweep(app: Path, launcher: str, jobs: int, parallel: int) -> tuple[float, Path, bool]:
@@ -174,23 +169,97 @@ def sweep(app: Path, launcher: str, jobs: int, parallel: int) -> tuple[float, Pa
     return wall_s, folder, [one[0] for one in seen] == list(range(jobs)) and len(own) == jobs
 
 
-def by_hand(app: Path, jobs: int) -> float:
-    """Give the scripts of the same sweep to sbatch, and wait until the last job has left the queue."""
-    folder = app.parent / f"hand_{jobs}"
-    command = [*words(app, "slurm", folder, jobs, jobs), "hydra.launcher.dryrun=true"]
+def by_hand(app: Path, launcher: str, jobs: int) -> float:
+    """Submit what the same sweep would, and wait for the end of the last."""
+    folder = app.parent / f"{launcher}_hand_{jobs}"
+    command = [*words(app, launcher, folder, jobs, jobs), "hydra.launcher.dryrun=true"]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    scripts = []
-    for n, script in enumerate(re.split(r"^# job \d+: .*\n", text, flags=re.MULTILINE)[1:]):
+    if launcher == "kubernetes":
+        import kubernetes  # noqa: F401 - before the clock runs
+    for n in range(jobs):
         (folder / str(n)).mkdir(parents=True, exist_ok=True)
-        scripts.append(folder / f"{n}.sbatch")
-        scripts[-1].write_text(script)
     began = time.perf_counter()
-    for path in scripts:
-        subprocess.run(["sbatch", "--parsable", str(path)], check=True, capture_output=True)
-    queue = ["squeue", "--noheader", "--me"]
-    while subprocess.run(queue, check=True, capture_output=True).stdout.strip():
+    ended = SYSTEMS[launcher].submit(folder, text)
+    while not ended():
         time.sleep(0.2)
     return time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def slurm(folder: Path) -> Iterator[str | None]:
+    """A Slurm to measure on."""
+    from tests.clusters.slurm import Slurm, missing
+
+    if "SLURM_CONF" in os.environ or (why := missing()) is not None:
+        yield None if "SLURM_CONF" in os.environ else why
+        return
+    cluster = Slurm(folder, "b", "10.97.251")
+    try:
+        cluster.start()
+        os.environ.update(cluster.environment)
+        yield None
+    finally:
+        cluster.stop()
+
+
+def sbatch(folder: Path, text: str) -> Callable[[], bool]:
+    """Give the scripts to sbatch, one after another."""
+    for n, script in enumerate(re.split(r"^# job \d+: .*\n", text, flags=re.MULTILINE)[1:]):
+        path = folder / f"{n}.sbatch"
+        path.write_text(script)
+        subprocess.run(["sbatch", "--parsable", str(path)], check=True, capture_output=True)
+    queue = ["squeue", "--noheader", "--me"]
+    return lambda: not subprocess.run(queue, check=True, capture_output=True).stdout.strip()
+
+
+@contextlib.contextmanager
+def kubernetes(folder: Path) -> Iterator[str | None]:
+    """A control plane to measure on."""
+    from tests.clusters.k8s import Kubernetes, missing
+
+    if "KUBECONFIG" in os.environ or (why := missing()) is not None:
+        yield None if "KUBECONFIG" in os.environ else why
+        return
+    cluster = Kubernetes(folder, "kb", "10.98.251")
+    cluster.capacity["pods"] = "110"  # as kubelets have it
+    try:
+        cluster.start()
+        os.environ["KUBECONFIG"] = str(cluster.kubeconfig)
+        yield None
+    finally:
+        cluster.stop()
+
+
+def create(_: Path, text: str) -> Callable[[], bool]:
+    """Create the objects with the official client, one after another."""
+    import urllib3
+    import yaml
+    from kubernetes import client, config
+
+    objects = [each for each in yaml.load_all(text, yaml.CSafeLoader) if each]
+    config.load_kube_config(os.environ["KUBECONFIG"])
+    urllib3.disable_warnings()
+    core, batch = client.CoreV1Api(), client.BatchV1Api()
+    for each in objects:
+        call = core.create_namespaced_config_map if each["kind"] == "ConfigMap" else batch.create_namespaced_job
+        call(each["metadata"]["namespace"], each)
+    first = objects[0]["metadata"]
+    chosen = f"mlperf-exp/sweep={first['labels']['mlperf-exp/sweep']}"
+    count = sum(each["kind"] == "Job" for each in objects)
+
+    def ended() -> bool:
+        jobs = batch.list_namespaced_job(first["namespace"], label_selector=chosen).items
+        return sum(job.status.succeeded or 0 for job in jobs) == count
+
+    return ended
+
+
+SYSTEMS = {
+    "slurm": System(slurm, sbatch, ("hydra.launcher.backend.exclusive=false",)),
+    "kubernetes": System(
+        kubernetes, create, ("hydra.launcher.backend.image=local:1", f"hydra.launcher.python={sys.executable}")
+    ),
+}
 
 
 if __name__ == "__main__":

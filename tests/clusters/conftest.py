@@ -14,7 +14,7 @@ import pytest
 from tests.clusters import k8s, slurm
 
 
-def _number(prefix: str) -> int:
+def unused(prefix: str) -> int:
     """Of a pair of hosts whose names and network nobody uses."""
     first = os.getpid()
     numbers = ((first + i) % 250 + 1 for i in range(250))
@@ -26,7 +26,7 @@ def slurm_(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Slurm]:
     """A real Slurm of two hosts with one pretend A30 each."""
     if why := slurm.missing():
         pytest.skip(f"no Slurm can be started here: {why}")
-    number = _number("s")
+    number = unused("s")
     cluster = slurm.Slurm(tmp_path_factory.mktemp("slurm"), f"s{number}n", f"10.97.{number}")
     try:
         cluster.start()
@@ -42,7 +42,7 @@ def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[k8s.Kuberne
         pytest.skip("starts a Kubernetes control plane, which make test-clusters builds and runs")
     if why := k8s.missing():
         pytest.skip(f"no Kubernetes control plane here: {why}")
-    number = _number("k")
+    number = unused("k")
     cluster = k8s.Kubernetes(tmp_path_factory.mktemp("kubernetes"), f"k{number}n", f"10.98.{number}")
     try:
         cluster.start()

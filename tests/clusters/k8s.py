@@ -64,6 +64,7 @@ class Kubernetes:
     prefix: str = "k"
     subnet: str = "10.98.7"
     capacity: dict[str, str] = field(default_factory=lambda: dict(CAPACITY))
+    labels: dict[str, str] = field(default_factory=lambda: dict(GPU))
 
     def __post_init__(self) -> None:
         self.kubeconfig = self.folder / "kubeconfig"
@@ -123,7 +124,7 @@ class Kubernetes:
         folder.mkdir(exist_ok=True)
         settings = {
             "node": name, "ip": f"{self.subnet}.{i + 1}", "folder": str(folder), "kubeconfig": str(self.kubeconfig),
-            "address": self.address, "port": state["kubelets"] + i, "labels": GPU, "capacity": self.capacity,
+            "address": self.address, "port": state["kubelets"] + i, "labels": self.labels, "capacity": self.capacity,
             "certificate": str(self.folder / "kubelet.crt"), "key": str(self.folder / "kubelet.key"),
             "onhost": [str(HERE / "onhost.sh"), name], "begun": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }  # fmt: skip

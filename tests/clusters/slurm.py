@@ -11,6 +11,7 @@ root on Debian, they are installed.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -67,6 +68,7 @@ class Slurm:
         self.hosts = [f"{prefix}{i + 1}" for i in range(HOSTS)]
         self.environment = {"SLURM_CONF": str(self.folder / "slurm.conf")}
         self.small = self.folder / "small"
+        self.files: dict[str, str] = {}  # of the hosts' own /etc
         self._processes: dict[str, int] = {}
 
     def start(self) -> None:
@@ -81,6 +83,8 @@ class Slurm:
         # Before the daemons, whose mount namespaces see what is mounted by then.
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(self.small)], check=True)
         subprocess.run([str(HERE / "net.sh"), "up", self.prefix, self.subnet], check=True)
+        for host, (name, text) in itertools.product(self.hosts, self.files.items()):
+            Path("/etc/netns", host, name).write_text(text)
         self._munge()
         self._database()
         self._configure()

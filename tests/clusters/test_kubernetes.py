@@ -327,3 +327,20 @@ def test_a_dry_run_prints_what_kubectl_can_apply(sweeps: Sweeps) -> None:
     path = "jsonpath={.items[*].status.succeeded}"
     get = ("get", "jobs", "-l", "mlperf-exp/uid", "-o", path)
     sweeps.cluster.until(lambda: sweeps.cluster.kubectl(*get) == "1", "the job that was applied by hand has finished")
+
+
+def test_the_doctor_looks_at_a_node_from_inside_a_pod(sweeps: Sweeps) -> None:
+    command = [
+        sys.executable, "-m", "mlperf_exp.doctor", "hydra/launcher=kubernetes", "hw=cpu", "seconds=1",
+        "hydra.launcher.backend.image=local:1", f"hydra.launcher.python={sys.executable}", "hydra.sweep.dir=sweep",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, cwd=sweeps.folder, env=sweeps.environment()
+    )
+    report = json.loads((sweeps.folder / "sweep" / "0" / "doctor.json").read_text())
+    assert done.returncode == (0 if report["passed"] else 1), done.stdout + done.stderr
+    [node] = report["nodes"]
+    assert node in sweeps.cluster.nodes
+    assert {"GPUs", "disk space", "own name"} <= {check["name"] for check in report["checks"]}
+    assert f"[job 0/{node}] " in done.stdout
+    assert not sweeps.left()

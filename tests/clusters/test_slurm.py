@@ -358,3 +358,23 @@ def test_a_whole_run(app: App) -> None:
     result = json.loads((app.sweep / "0" / "result.json").read_text())
     assert result["run"]["status"] == "finished"
     assert "finished" in done.stdout
+
+
+def test_the_doctor_looks_at_both_nodes_and_the_way_between(app: App) -> None:
+    command = [sys.executable, "-m", "mlperf_exp.doctor", "hydra/launcher=slurm", f"hydra.sweep.dir='{app.sweep}'",
+               "hw=cpu", "hw.nodes=2", "seconds=1", "hydra.launcher.backend.exclusive=false"]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=app.folder, env=app.environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    report = json.loads((app.sweep / "0" / "doctor.json").read_text())
+    assert done.returncode == (0 if report["passed"] else 1), done.stdout + done.stderr
+    looked: dict[str, set[str]] = {}
+    for check in report["checks"]:
+        looked.setdefault(check["node"], set()).add(check["name"])
+    for host in app.slurm.hosts:
+        assert {"first node's name", "port reach", "latency", "bandwidth", "clock offset"} <= looked[host]
+    assert looked["all"] == {"all-reduce"}
+    [reduced] = [check for check in report["checks"] if check["name"] == "all-reduce"]
+    assert reduced["status"] == "pass", reduced
+    assert "by gloo, 2 processes" in reduced["found"]
+    assert "by gloo, 2 processes" in done.stdout  # the table, with the node's prefix

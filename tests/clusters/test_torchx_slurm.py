@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.clusters.slurm import Slurm
-from tests.launchers.remote_app import VALUES, Sweeper, quote, wait_for
+from tests.launchers.ended import wait_for
+from tests.launchers.remote_app import VALUES, Sweeper, quote
 
 pytestmark = [
     pytest.mark.timeout(900),

@@ -9,13 +9,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.launchers.ended import Ended
 
 APP = """
 import json, os, signal, socket, sys, time
@@ -80,18 +80,8 @@ def quote(value: str) -> str:
     return "'" + text.replace("${", "\\${") + "'"
 
 
-@dataclass(frozen=True)
-class Done:
-    """A sweep that has ended."""
-
-    status: int
-    stdout: str
-    stderr: str
-    folder: Path
-
-    def seen(self, number: int) -> dict[str, Any]:
-        value: dict[str, Any] = json.loads((self.folder / str(number) / "seen.json").read_text())
-        return value
+class Done(Ended):
+    """A sweep on other machines that has ended."""
 
     def jobs(self) -> list[dict[str, Any]]:
         value: list[dict[str, Any]] = json.loads((self.folder / "jobs.json").read_text())["jobs"]
@@ -100,10 +90,6 @@ class Done:
     def ends(self) -> list[str]:
         """How each job ended, in order."""
         return [job["status"] for job in self.jobs()]
-
-    @property
-    def said(self) -> str:
-        return self.stdout + self.stderr
 
 
 class Sweeper:
@@ -158,13 +144,6 @@ class Sweeper:
             return Done(0, "", "", self.folder / "sweep").jobs()
         except OSError:
             return []
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.1)
 
 
 def is_root() -> bool:

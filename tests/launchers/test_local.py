@@ -10,10 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -22,6 +20,7 @@ from hydra_plugins.mlperf_launchers._local import check
 from hydra_plugins.mlperf_launchers.local import LocalLauncher
 
 from mlperf_exp.errors import UserError
+from tests.launchers.ended import Ended, wait_for
 
 # A task that does what its override says. Functions and classes of __main__ reach the jobs by value.
 APP = '''
@@ -103,18 +102,8 @@ if __name__ == "__main__":
 '''
 
 
-@dataclass(frozen=True)
-class Sweep:
+class Sweep(Ended):
     """A sweep that has ended."""
-
-    status: int
-    stdout: str
-    stderr: str
-    folder: Path
-
-    def seen(self, number: int) -> dict[str, Any]:
-        value: dict[str, Any] = json.loads((self.folder / str(number) / "seen.json").read_text())
-        return value
 
     def ends(self) -> list[str]:
         """The table's column ``Status``, in the table's order."""
@@ -167,13 +156,6 @@ def running(app: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
 def ended(process: subprocess.Popen[str], app: Path, timeout_s: float = 60) -> Sweep:
     stdout, stderr = process.communicate(timeout=timeout_s)
     return Sweep(process.returncode, stdout, stderr, app.parent / "sweep")
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:

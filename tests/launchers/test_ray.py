@@ -19,7 +19,8 @@ from hydra_plugins.mlperf_launchers._cluster import Attempt, JobSpec, Need
 from hydra_plugins.mlperf_launchers._ray import RayCluster
 from hydra_plugins.mlperf_launchers._ray_config import RayBackend, RayLauncherConf
 
-from tests.launchers.remote_app import VALUES, Sweeper, needs_root, quote, wait_for
+from tests.launchers.ended import wait_for
+from tests.launchers.remote_app import VALUES, Sweeper, needs_root, quote
 
 CLUSTERS = Path(__file__).parent.parent / "clusters"
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_agent_register_timeout_ms": "120000"}

@@ -7,28 +7,22 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from tests.launchers.ended import Ended, wait_for
+
 QUICK = ["model=llama3_tiny", "backend=simulated", "scenario=server", "scenario.min_query_count=20",
          "scenario.min_duration_s=0.3", "dataset.samples=16", "tracking.enabled=false", "progress=false",
          "telemetry.enabled=false"]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Swept:
+class Swept(Ended):
     """A sweep that has ended."""
-
-    status: int
-    stdout: str
-    stderr: str
-    folder: Path
 
     @property
     def record(self) -> dict[str, Any]:
@@ -66,13 +60,6 @@ def started(folder: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.communicate()
-
-
-def wait_for(condition: Any, timeout_s: float = 100) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.05)
 
 
 def record_of(folder: Path) -> dict[str, Any]:

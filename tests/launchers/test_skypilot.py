@@ -7,24 +7,25 @@ import re
 import signal
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import pytest
 import yaml
-from filelock import FileLock
 from hydra_plugins.mlperf_launchers._cluster import Attempt, JobSpec, Need
-from hydra_plugins.mlperf_launchers._skypilot import ACCELERATORS, Bridge, SkypilotCluster
+from hydra_plugins.mlperf_launchers._sky_client import Bridge
+from hydra_plugins.mlperf_launchers._skypilot import SkypilotCluster
 from hydra_plugins.mlperf_launchers._skypilot_config import SkypilotBackend, SkypilotLauncherConf
+from hydra_plugins.mlperf_launchers._skypilot_task import ACCELERATORS
 
 from mlperf_exp import network
 from mlperf_exp.errors import UserError
 from tests.launchers import fake_sky
-from tests.launchers.remote_app import VALUES, Sweeper, quote, wait_for
+from tests.launchers.ended import wait_for
+from tests.launchers.remote_app import VALUES, Sweeper, quote
+from tests.launchers.sky_environment import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "docs" / "gke-h100.sky.yaml"
-VERSION = "0.14.1"
 # The command that docs/gke-h100.md gives, and whose dry run is shipped beside it.
 COMMAND = [
     "hydra/launcher=skypilot",
@@ -38,19 +39,9 @@ COMMAND = [
 ]
 
 
-@pytest.fixture(scope="session")
-def sky(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The interpreter of an environment with SkyPilot: made once a machine (a minute), as the guide says."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mlperf_exp", f"skypilot-{VERSION}")
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    python = cache / "bin" / "python"
-    with FileLock(f"{cache}.lock"):
-        if not (cache / "complete").exists():
-            venv.create(cache, clear=True, with_pip=True)
-            install = [str(python), "-m", "pip", "install", "-q", f"skypilot[kubernetes]=={VERSION}"]
-            subprocess.run(install, check=True, timeout=800)
-            (cache / "complete").touch()
-    return str(python)
+@pytest.fixture(scope="session", name="sky")
+def sky_() -> str:
+    return environment()
 
 
 def test_the_shipped_task_is_what_a_dry_run_prints() -> None:

@@ -18,7 +18,8 @@ from hydra_plugins.mlperf_launchers._torchx import TorchxCluster
 from hydra_plugins.mlperf_launchers._torchx_config import Scheduler, TorchxBackend, TorchxLauncherConf
 
 from mlperf_exp.errors import UserError
-from tests.launchers.remote_app import VALUES, Sweeper, quote, wait_for
+from tests.launchers.ended import wait_for
+from tests.launchers.remote_app import VALUES, Sweeper, quote
 
 
 @pytest.fixture

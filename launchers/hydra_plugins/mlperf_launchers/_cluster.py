@@ -31,10 +31,6 @@ from hydra_plugins.mlperf_launchers._remote_config import Fault, RemoteLauncherC
 
 from mlperf_exp.track.tracker import LATER, absolute_uri
 
-REQUEST = "request.json"  # what the node is to run
-STATUS = "status.json"  # what came of it, by the node itself
-RETURN = "return.json"  # the task function's return value, where it is plain data
-
 
 class Kind(Enum):
     """Where the system says that an attempt stands."""

@@ -124,17 +124,21 @@ class Driver:
             for _, entry in self._waiting:
                 self._not_started(entry)
             self._waiting = []
-        while self._waiting and len(self._submitting) + len(self._tracks) < self._settings.max_parallel:
-            due = next((i for i, (at, _) in enumerate(self._waiting) if at <= moment), None)
-            if due is None:
-                return
-            _, entry = self._waiting.pop(due)
-            note = self._ledger.attempt(entry)
+        room = self._settings.max_parallel - len(self._submitting) - len(self._tracks)
+        due = [entry for at, entry in self._waiting if at <= moment][: max(0, room)]
+        if not due:
+            return
+        self._waiting = [(at, entry) for at, entry in self._waiting if entry not in due]
+        notes = [(entry, self._ledger.attempt(entry)) for entry in due]
+        for entry in due:
             entry.status = "submitted"
             self._began.setdefault(entry.spec.number, moment)
+        problem = self._save()  # before the system can know any of them
+        for entry, note in notes:
             try:
                 note.attempt.folder.mkdir(parents=True, exist_ok=True)
-                self._ledger.save()
+                if problem is not None:
+                    raise problem
             except OSError as error:
                 self._settle(entry, note, RunFailed(f"{error.filename}: {error.strerror}"))
                 continue
@@ -353,13 +357,16 @@ class Driver:
             for track in self._tracks.values():
                 track.end(Stop.interrupt, moment)
 
-    def _save(self) -> None:
-        # The file is written anew only when it would tell something else.
+    def _save(self) -> OSError | None:
+        """Write ``jobs.json`` if it would tell something else; what went wrong."""
         state = [(entry.status, [_seen(note) for note in entry.tries]) for entry in self._entries.values()]
         if state != self._saved:
             self._saved = state
-            with contextlib.suppress(OSError):  # a full disk on this side: the jobs go on
+            try:
                 self._ledger.save()
+            except OSError as error:  # a full disk on this side: jobs that run go on
+                return error
+        return None
 
     def _close(self) -> None:
         self._submitter.shutdown(wait=not self._give_up, cancel_futures=True)

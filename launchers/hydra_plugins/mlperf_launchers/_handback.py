@@ -20,8 +20,10 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from hydra_plugins.mlperf_launchers._files import RETURN, STATUS
+
 REST_MIB = 6.0
-ESSENTIAL = ("result.json", "status.json", "return.json", "report.md", "report.html", "config.yaml", "tracking.json",
+ESSENTIAL = ("result.json", STATUS, RETURN, "report.md", "report.html", "config.yaml", "tracking.json",
              "live.jsonl", "run.log")  # fmt: skip
 _MARK = b"@mlperf_exp:files "
 _CHUNK = 9_000  # bytes before base64: a line stays below the 16 KiB at which container runtimes break lines

@@ -227,8 +227,11 @@ class KubernetesCluster:
     def _delete(self, attempt: Attempt, pods_grace_s: int | None) -> None:
         api = self._api
         self._gone(api.batch.delete_namespaced_job, attempt.uid, propagation_policy="Background")
-        more = {} if pods_grace_s is None else {"grace_period_seconds": pods_grace_s}
         for pod in self._listed(f"{UID}={attempt.uid}"):
+            # One that has ended needs no kubelet's help, and no time.
+            ended = pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+            grace_s = 0 if ended else pods_grace_s
+            more = {} if grace_s is None else {"grace_period_seconds": grace_s}
             self._gone(api.core.delete_namespaced_pod, pod["metadata"]["name"], **more)
 
     def _gone(self, delete: Any, name: str, **more: Any) -> None:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from hydra_plugins.mlperf_launchers._cluster import REQUEST, Attempt, Need, dumps
+from hydra_plugins.mlperf_launchers._cluster import Attempt, Need, dumps
+from hydra_plugins.mlperf_launchers._files import REQUEST
 from hydra_plugins.mlperf_launchers._kubernetes_config import KubernetesBackend, KubernetesLauncherConf
 from hydra_plugins.mlperf_launchers._kubernetes_gke import ACCELERATOR, LABEL, tcpx_patch
 from hydra_plugins.mlperf_launchers._kubernetes_overlay import merged

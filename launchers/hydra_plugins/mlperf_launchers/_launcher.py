@@ -36,10 +36,11 @@ class RemoteLauncher(Launcher):
         Raises:
             UserError: a value that no sweep can run with.
         """
-        from hydra_plugins.mlperf_launchers import _remote
+        from hydra_plugins.mlperf_launchers import _compose, _remote
 
         del task_function  # a node starts the same command as a person would, and no pickled function
         self.hydra_context, self.config = hydra_context, config
+        _compose.install(hydra_context)
         _remote.check(_remote.settings_of(config))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

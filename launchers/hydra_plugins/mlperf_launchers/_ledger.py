@@ -23,7 +23,7 @@ from typing import Any
 from hydra_plugins.mlperf_launchers._cluster import Attempt, JobSpec
 
 from mlperf_exp.errors import UserError
-from mlperf_exp.files import write_json
+from mlperf_exp.files import write_atomic
 
 JOBS, LOCK, CANCEL = "jobs.json", "jobs.lock", "jobs.cancel"
 
@@ -61,6 +61,13 @@ class Entry:
     spec: JobSpec
     status: str = "waiting"
     tries: list[Try] = field(default_factory=list)
+    _spec: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As in ``jobs.json``."""
+        if self._spec is None:  # it does not change, and is the most of what is written
+            self._spec = self.spec.to_json()
+        return self._spec | {"status": self.status, "attempts": [one.to_json() for one in self.tries]}
 
 
 class Ledger:
@@ -111,25 +118,22 @@ class Ledger:
         Raises:
             OSError: the folder cannot be written to.
         """
-        jobs = [
-            entry.spec.to_json() | {"status": entry.status, "attempts": [one.to_json() for one in entry.tries]}
-            for entry in self.entries
-        ]
-        write_json(
-            self.folder / JOBS,
-            {
-                "schema": 1,
-                "sweep": self.sweep,
-                "launcher": self.launcher,
-                "command": self.command,
-                "cwd": self.cwd,
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "created_at": self._created_at,
-                "settings": self.settings,
-                "jobs": jobs,
-            },
-        )
+        head = {
+            "schema": 1,
+            "sweep": self.sweep,
+            "launcher": self.launcher,
+            "command": self.command,
+            "cwd": self.cwd,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "created_at": self._created_at,
+            "settings": self.settings,
+        }
+        # A line a job: written some times for each of them, so that the time of writing counts.
+        lines = [f"{_text(key)}: {_text(value)}" for key, value in head.items()]
+        jobs = ",\n  ".join(_text(entry.to_json()) for entry in self.entries)
+        text = ",\n".join([*lines, f'"jobs": [\n  {jobs}\n]'])
+        write_atomic(self.folder / JOBS, f"{{\n{text}\n}}\n")
 
     @contextlib.contextmanager
     def driven(self) -> Iterator[bool]:
@@ -168,6 +172,10 @@ def _entry(data: Mapping[str, Any]) -> Entry:
         for item in data["attempts"]
     ]
     return Entry(spec, data["status"], tries)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def now() -> str:

@@ -31,7 +31,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from hydra_plugins.mlperf_launchers._cluster import STATUS
+from hydra_plugins.mlperf_launchers._files import STATUS
 from hydra_plugins.mlperf_launchers._handback import pack
 
 from mlperf_exp.files import write_json

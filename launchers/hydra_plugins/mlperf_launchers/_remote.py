@@ -21,8 +21,9 @@ from hydra.types import HydraContext
 from hydra_plugins.mlperf_launchers import _job, _summary
 from hydra_plugins.mlperf_launchers._book import Book
 from hydra_plugins.mlperf_launchers._chosen import refuse_launchers
-from hydra_plugins.mlperf_launchers._cluster import RETURN, Cluster, JobSpec, Need, Unreachable, connect, quoted
+from hydra_plugins.mlperf_launchers._cluster import Cluster, JobSpec, Need, Unreachable, connect, quoted
 from hydra_plugins.mlperf_launchers._driver import Driver, Outcome, render_all
+from hydra_plugins.mlperf_launchers._files import RETURN
 from hydra_plugins.mlperf_launchers._job import Job
 from hydra_plugins.mlperf_launchers._ledger import Entry, Ledger
 from hydra_plugins.mlperf_launchers._remote_config import RemoteLauncherConf, Resources, RunOn
@@ -179,12 +180,12 @@ def spec_of(job: Job, config: DictConfig, settings: RemoteLauncherConf, override
     Raises:
         UserError: the run would be refused on the node.
     """
-    task = _task_config(job)
+    task = job.config
     facts: dict[str, Any] = {}
-    if OmegaConf.get_type(job.config) is Config:
+    if OmegaConf.get_type(task) is Config:
         from mlperf_exp.plan import make_plan
 
-        make_plan(task, job.folder)
+        make_plan(_task_config(job), job.folder)
     for key in _FACTS:
         value = OmegaConf.select(task, key, throw_on_missing=False)
         if value is not None:
@@ -275,9 +276,11 @@ def _task_config(job: Job) -> DictConfig:
 
 def _returned(job: Job, outcome: Outcome) -> JobReturn:
     error = outcome.error
-    result = _job.failed(job, error or RunFailed(""))
-    if error is None:
-        result.status, result.return_value = JobStatus.COMPLETED, _value(outcome.folder or job.folder)
+    with read_write(job.config), open_dict(job.config):
+        hydra = job.config.pop("hydra")  # taken out, not copied: nobody needs the job any more
+    result = JobReturn(list(job.overrides), job.config, None, str(Path.cwd()), hydra.job.name)
+    result.status = JobStatus.COMPLETED if error is None else JobStatus.FAILED
+    result.return_value = _value(outcome.folder or job.folder) if error is None else error
     return result
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from hydra_plugins.mlperf_launchers._cluster import RETURN
+from hydra_plugins.mlperf_launchers._files import RETURN
 from omegaconf import DictConfig
 
 from mlperf_exp.files import write_atomic

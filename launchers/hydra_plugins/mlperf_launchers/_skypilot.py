@@ -9,15 +9,10 @@ itself is spoken to in its own environment (see :mod:`_sky_bridge`).
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import itertools
-import json
 import os
-import queue
 import re
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,34 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra_plugins.mlperf_launchers import _sky_bridge
-from hydra_plugins.mlperf_launchers._cluster import (
-    Attempt,
-    JobSpec,
-    Kind,
-    LaunchError,
-    Log,
-    State,
-    Unreachable,
-    dumps,
-)
+from hydra_plugins.mlperf_launchers._cluster import Attempt, JobSpec, Kind, LaunchError, Log, State, Unreachable
+from hydra_plugins.mlperf_launchers._sky_client import Bridge, Failed, Refused, python_of
 from hydra_plugins.mlperf_launchers._skypilot_config import SkypilotLauncherConf
+from hydra_plugins.mlperf_launchers._skypilot_task import as_yaml, folder_on_node, task_of
 from hydra_plugins.mlperf_launchers._stream import Stream
 
 from mlperf_exp.errors import UserError
-from mlperf_exp.network import NETWORKS
 
-# Hardware profiles' names of GPUs -> SkyPilot's.
-ACCELERATORS = {
-    "NVIDIA A30": "A30",
-    "NVIDIA A100 80GB": "A100-80GB",
-    "NVIDIA B200": "B200",
-    "NVIDIA H100 80GB": "H100",
-    "NVIDIA H200": "H200",
-    "NVIDIA L40S": "L40S",
-}
-_VARIABLE = "MLPERF_EXP_REQUEST"
-_SLOW_NETWORKS = (None, "ethernet", "nvlink")  # between nodes, nothing that SkyPilot would have to arrange
 _KINDS = {
     "launching": Kind.queued,
     "init": Kind.queued,
@@ -70,20 +45,6 @@ _KINDS = {
 _REASONS = {"setting_up": "setting up", "failed_setup": "the set-up failed", "failed_driver": "SkyPilot's driver died"}
 _PREFIX = re.compile(r"^\((?:[^()]*?, )?(?:rank=(\d+), )?pid=\d+(?:, ip=[^()]*)?\) ?")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_ANSWER_S = 90.0
-
-_UV = """\
-# uv, an environment, and mlperf-exp in it
-command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
-export PATH="$HOME/.local/bin:$PATH"
-[ -x .venv/bin/python ] || uv venv --python 3.11 .venv
-uv pip install --python .venv/bin/python -e '.[{extra}]' -c constraints/{extra}.txt
-"""
-_RUN = """\
-export MLPERF_EXP_MASTER="$(printf '%s\\n' "$SKYPILOT_NODE_IPS" | head -n 1)"
-exec {python} -m hydra_plugins.mlperf_launchers._node env:{variable} \\
-  --rank-env SKYPILOT_NODE_RANK --master-env MLPERF_EXP_MASTER
-"""
 
 
 def connect(settings: SkypilotLauncherConf) -> SkypilotCluster:
@@ -120,17 +81,19 @@ class SkypilotCluster:
                 f"{backend.workdir} is no checkout of mlperf_exp, which the set-up would install",
                 "Start in the checkout, name it, or give hydra.launcher.backend.setup",
             )
-        for task in {yaml.safe_dump(self._task(Attempt(job, 1, "mlperf-preflight"))): None for job in jobs}:
+        for task in {yaml.safe_dump(task_of(self.settings, Attempt(job, 1, "mlperf-preflight"))): None for job in jobs}:
             try:
                 self._ask("fits", task=task, secrets=list(self.settings.secrets))
             except Refused as error:
                 raise UserError(
                     "hydra.launcher.backend", f"SkyPilot cannot place it: {error}", "See sky check"
                 ) from error
+            except Failed as error:  # no way to its catalogs, for instance
+                raise Unreachable(str(error)) from error
 
     def render(self, attempt: Attempt) -> str:
         """The task's YAML, ready for ``sky launch``."""
-        return _yaml(self._task(attempt))
+        return as_yaml(task_of(self.settings, attempt))
 
     def submit(self, attempt: Attempt) -> str:
         """Begin to launch the cluster with its task."""
@@ -186,7 +149,7 @@ class SkypilotCluster:
             "-a",
             "-s",
             "--timeout=60",
-            f"{cluster}:sky_workdir/{_folder(attempt)}/",
+            f"{cluster}:sky_workdir/{folder_on_node(attempt)}/",
             f"{attempt.folder}/",
         ]
         done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=1800)
@@ -210,52 +173,12 @@ class SkypilotCluster:
         if self._bridge is not None:
             self._bridge.close()
 
-    # -- the task ------------------------------------------------------------------------------------------------------
-
-    def _task(self, attempt: Attempt) -> dict[str, Any]:
-        settings, backend, need = self.settings, self.settings.backend, attempt.spec.need
-        network = attempt.spec.facts.get("hw.network") if need.nodes > 1 else None
-        resources: dict[str, Any] = {}
-        if backend.infra is not None:
-            resources["infra"] = backend.infra
-        if need.gpus_per_node or backend.accelerators is not None:
-            resources["accelerators"] = backend.accelerators or f"{_accelerator(attempt.spec)}:{need.gpus_per_node}"
-        if need.cpus is not None:
-            resources["cpus"] = f"{need.cpus}+"
-        if need.memory_gib is not None:
-            resources["memory"] = f"{need.memory_gib:g}+"
-        if backend.image is not None:
-            resources["image_id"] = backend.image
-        if backend.network_tier is not None or network not in _SLOW_NETWORKS:
-            resources["network_tier"] = backend.network_tier or "best"
-        if backend.use_spot:
-            resources["use_spot"] = True
-        extra = backend.extra or ("cuda" if need.gpus_per_node else "cpu")
-        python = settings.python or (".venv/bin/python" if backend.setup is None else "python")
-        request = attempt.request(settings, _folder(attempt), python, None)
-        envs = dict(NETWORKS[network].env) if network in NETWORKS else {}
-        task: dict[str, Any] = {
-            "name": f"mlperf-{attempt.spec.number}",
-            "resources": resources,
-            "num_nodes": need.nodes,
-            "envs": {**envs, _VARIABLE: dumps(request).replace("$", "\\u0024")},
-        }
-        if settings.secrets:
-            task["secrets"] = dict.fromkeys(settings.secrets)
-        if backend.workdir is not None:
-            task["workdir"] = backend.workdir
-        setup = _UV.format(extra=extra) if backend.setup is None and settings.python is None else backend.setup
-        if setup:
-            task["setup"] = setup
-        task["run"] = _RUN.format(python=python, variable=_VARIABLE)
-        return _laid_over(task, backend.task)
-
     # -- questions -----------------------------------------------------------------------------------------------------
 
     def _ask(self, call: str, **arguments: Any) -> Any:
         with self._lock:
             if self._bridge is None or self._bridge.ended:
-                self._bridge = Bridge(_python(self.settings.backend.python))
+                self._bridge = Bridge(python_of(self.settings.backend.python))
             bridge = self._bridge
         return bridge.ask(call, **arguments)
 
@@ -278,119 +201,6 @@ class SkypilotCluster:
         return ""
 
 
-class Failed(Exception):
-    """SkyPilot could not do what was asked."""
-
-
-class Refused(Failed):
-    """Asking again would be of no use."""
-
-
-class Bridge:
-    """The process in SkyPilot's environment, and what it answers."""
-
-    def __init__(self, python: str) -> None:
-        words = [python, _sky_bridge.__file__]
-        env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
-        self._process = subprocess.Popen(
-            words,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=env,
-            start_new_session=True,  # out of the reach of Ctrl-C: it is still needed then
-        )
-        self._numbers = itertools.count(1)
-        self._waiting: dict[int, queue.Queue[dict[str, Any]]] = {}
-        self._lock = threading.Lock()
-        self._said: list[str] = []
-        for work in (self._listen, self._overhear):
-            threading.Thread(target=work, name="sky bridge", daemon=True).start()
-
-    @property
-    def ended(self) -> bool:
-        """Whether the process has ended."""
-        return self._process.poll() is not None
-
-    def ask(self, call: str, **arguments: Any) -> Any:
-        """One question, one answer.
-
-        Raises:
-            Refused, Failed: SkyPilot's own word.
-            Unreachable: no answer.
-        """
-        number, answers = self._send(call, arguments)
-        try:
-            return self._value(answers.get(timeout=_ANSWER_S if call != "fits" else 300.0))
-        except queue.Empty:
-            raise Unreachable(f"SkyPilot did not answer {call} in time") from None
-        finally:
-            self._waiting.pop(number, None)
-
-    def texts(self, call: str, **arguments: Any) -> Iterator[str]:
-        """One question, many pieces of text."""
-        number, answers = self._send(call, arguments)
-        try:
-            while "text" in (message := answers.get()):
-                yield message["text"]
-            self._value(message)
-        finally:
-            self._waiting.pop(number, None)
-
-    def close(self) -> None:
-        """End the process."""
-        with contextlib.suppress(OSError):
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-        try:
-            self._process.wait(2.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def _send(self, call: str, arguments: dict[str, Any]) -> tuple[int, queue.Queue[dict[str, Any]]]:
-        number = next(self._numbers)
-        answers: queue.Queue[dict[str, Any]] = queue.Queue()
-        self._waiting[number] = answers
-        line = json.dumps({"id": number, "call": call, **arguments}).encode() + b"\n"
-        try:
-            with self._lock:
-                assert self._process.stdin is not None
-                self._process.stdin.write(line)
-                self._process.stdin.flush()
-        except OSError:
-            answers.put(self._silence())
-        return number, answers
-
-    def _value(self, message: dict[str, Any]) -> Any:
-        if "value" in message:
-            return message["value"]
-        kind = message["kind"]
-        if kind == "silent":
-            raise Unreachable(message["error"])
-        raise (Refused if kind == "refused" else Failed)(message["error"])
-
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            message = json.loads(line)
-            answers = self._waiting.get(message["id"])
-            if answers is not None:
-                answers.put(message)
-        for answers in list(self._waiting.values()):
-            answers.put(self._silence())
-
-    def _overhear(self) -> None:
-        """What SkyPilot tells people is of interest only if the process dies."""
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self._said = [*self._said[-20:], line.decode(errors="replace").strip()]
-
-    def _silence(self) -> dict[str, Any]:
-        last = next((line for line in reversed(self._said) if line), "it ended")
-        return {"error": f"SkyPilot's process ended: {last}", "kind": "silent"}
-
-
 class _Nodes:
     """Takes SkyPilot's prefixes and colours off a log, and gives each line to its node; a :class:`_cluster.Log`."""
 
@@ -404,70 +214,3 @@ class _Nodes:
             match = _PREFIX.match(plain)
             rank = (match[1] or "0") if match else ""
             self._log.write(rank, f"{plain[match.end() if match else 0 :]}\n".encode())
-
-
-def _python(given: str | None) -> str:
-    """The interpreter that has SkyPilot.
-
-    Raises:
-        UserError: there is none.
-    """
-    if given is not None:
-        path = Path(given).expanduser()
-        if not os.access(path, os.X_OK):
-            raise UserError("hydra.launcher.backend.python", f"{given} is no program", "Name SkyPilot's interpreter")
-        return str(path)
-    if importlib.util.find_spec("sky") is not None:
-        return sys.executable
-    command = shutil.which("sky")
-    if command is not None:
-        first = Path(command).read_bytes().partition(b"\n")[0].decode(errors="replace")
-        beside = Path(command).resolve().with_name("python")
-        for path in (Path(first.removeprefix("#!").strip()), beside):
-            if path.is_absolute() and os.access(path, os.X_OK):
-                return str(path)
-    raise UserError(
-        "hydra/launcher=skypilot",
-        "there is no SkyPilot: no command sky, and hydra.launcher.backend.python names none",
-        'Install it in an environment of its own: uv tool install "skypilot[gcp,kubernetes]" '
-        '(or python -m venv ~/.sky-env and ~/.sky-env/bin/pip install "skypilot[gcp,kubernetes]")',
-    )
-
-
-def _accelerator(spec: JobSpec) -> str:
-    name = spec.need.gpu_type or ACCELERATORS.get(str(spec.need.gpu))
-    if name is None:
-        raise UserError(
-            "hydra.launcher.resources.gpu_type",
-            f"SkyPilot's name for {spec.need.gpu or 'the GPU'} is not known",
-            "Give it as sky gpus list has it",
-        )
-    return name
-
-
-def _folder(attempt: Attempt) -> str:
-    """The run's folder on a node, from the task's working directory."""
-    return f"outputs/runs/{attempt.uid}"
-
-
-def _laid_over(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _laid_over(merged[key], value) if both else value
-    return merged
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as blocks."""
-
-
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Dumper.add_representer(str, _text)
-
-
-def _yaml(task: Mapping[str, Any]) -> str:
-    return yaml.dump(dict(task), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1_000_000)

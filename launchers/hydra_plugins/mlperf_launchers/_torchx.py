@@ -1,10 +1,6 @@
 """Jobs as TorchX applications: everything of the launcher ``torchx`` that may be heavy.
 
-One attempt is one application of one role with a replica a node, which is what TorchX's own ``dist.ddp`` builds; the
-replicas run ``_node``, which gives the processes torchrun's environment. TorchX substitutes macros in arguments and
-variables, and Slurm cuts variables at commas: what is to run travels in a file, or as JSON with its dollar signs
-escaped.
-
+One attempt is one application (:mod:`_torchx_app`).
 Before it is scheduled, TorchX's request is mended where the launcher's promises need it: an application is named by the
 attempt's ``uid``, so that it is found again; Slurm must not requeue it behind the launcher's back.
 """
@@ -16,7 +12,6 @@ import logging
 import re
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra_plugins.mlperf_launchers._cluster import (
-    REQUEST,
     Attempt,
     JobSpec,
     Kind,
@@ -34,24 +28,24 @@ from hydra_plugins.mlperf_launchers._cluster import (
     Unreachable,
     dumps,
 )
+from hydra_plugins.mlperf_launchers._files import REQUEST
 from hydra_plugins.mlperf_launchers._stream import GrowingFile, Stream
 from hydra_plugins.mlperf_launchers._torchx_config import Scheduler, TorchxLauncherConf
+from hydra_plugins.mlperf_launchers._torchx_slurm import sacct, slurm_end
 
 from mlperf_exp.errors import UserError, missing_extra
 from mlperf_exp.files import write_atomic
 
 try:
+    from hydra_plugins.mlperf_launchers._torchx_app import ROLE, application, mend, request_of
     from torchx.runner import Runner
     from torchx.schedulers import get_scheduler_factories
-    from torchx.specs import AppDef, AppDryRunInfo, AppState, InvalidRunConfigException, Resource, Role, macros
+    from torchx.specs import AppDryRunInfo, AppState, InvalidRunConfigException
     from torchx.specs.builders import parse_mounts
 except ImportError as problem:
     raise missing_extra("torchx-nightly", "hydra/launcher=torchx", "torchx") from problem
 
 _SESSION = "mlperf-exp"
-_ROLE = "node"
-_VARIABLE = "MLPERF_EXP_REQUEST"
-_RANK = "MLPERF_EXP_RANK"
 _NEVER_THERE = 10_000  # TorchX's cache of local applications: more than a sweep has
 _KINDS = {
     AppState.UNSUBMITTED: Kind.queued,
@@ -61,15 +55,6 @@ _KINDS = {
     AppState.SUCCEEDED: Kind.succeeded,
     AppState.FAILED: Kind.failed,
     AppState.CANCELLED: Kind.cancelled,
-}
-# Slurm's own words for ends that TorchX only calls FAILED.
-_SLURM_ENDS = {
-    "BOOT_FAIL": Kind.lost,
-    "NODE_FAIL": Kind.lost,
-    "PREEMPTED": Kind.preempted,
-    "REVOKED": Kind.lost,
-    "TIMEOUT": Kind.timeout,
-    "DEADLINE": Kind.timeout,
 }
 _STAMP = re.compile(r"^(?:\x1b\[\d+m\S+\x1b\[\d+m )?\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d) ")
 
@@ -148,7 +133,9 @@ class TorchxCluster:
     def submit(self, attempt: Attempt) -> str:
         """Schedule the application."""
         if self.shared_files:
-            write_atomic(attempt.folder / REQUEST, dumps(self._request(attempt)).encode())
+            write_atomic(
+                attempt.folder / REQUEST, dumps(request_of(self.settings, attempt, self.shared_files)).encode()
+            )
         with self._lock, _asking(self._scheduler):
             info = self._dryrun(attempt)
             if self.settings.backend.scheduler is Scheduler.local_cwd:
@@ -160,7 +147,7 @@ class TorchxCluster:
         prefix = f"{self._scheduler}://{_SESSION}/"
         with self._lock, _asking(self._scheduler):
             if self.settings.backend.scheduler is Scheduler.slurm:
-                ids = _sacct("JobID", "--name", f"{attempt.uid}-0").split()
+                ids = sacct("JobID", "--name", f"{attempt.uid}-0").split()
                 return prefix + ids[0].partition("+")[0] if ids else None
             if self.settings.backend.scheduler is Scheduler.local_cwd:  # its processes are this one's children
                 return None
@@ -222,85 +209,15 @@ class TorchxCluster:
         """Let go of the scheduler; local processes that still run are ended."""
         self._runner.close()
 
-    # -- the application -----------------------------------------------------------------------------------------------
-
-    def _request(self, attempt: Attempt) -> dict[str, Any]:
-        settings = self.settings
-        folder = str(attempt.folder) if self.shared_files else f"{settings.backend.node_dir.rstrip('/')}/{attempt.uid}"
-        cwd = settings.backend.cwd or (None if settings.backend.image else str(Path.cwd()))
-        return attempt.request(settings, folder, self._python(), cwd)
-
-    def _python(self) -> str:
-        return self.settings.python or ("python" if self.settings.backend.image else sys.executable)
-
     def _dryrun(self, attempt: Attempt) -> AppDryRunInfo[Any]:
-        settings, need = self.settings, attempt.spec.need
-        env = {_RANK: macros.replica_id}
-        if self.shared_files:
-            source = str(attempt.folder / REQUEST).replace("$", "$$")
-        else:
-            source = f"env:{_VARIABLE}"
-            env[_VARIABLE] = dumps(self._request(attempt)).replace("$", "\\u0024")
-        args = ["-m", "hydra_plugins.mlperf_launchers._node", source, "--rank-env", _RANK]
-        args += ["--master-env", macros.rank0_env]
-        if not self.shared_files:
-            args.append("--handback")
-        role = Role(
-            # Slurm's jobs are named by their role.
-            name=attempt.uid if settings.backend.scheduler is Scheduler.slurm else _ROLE,
-            image=settings.backend.image or str(Path.cwd()),
-            entrypoint=self._python(),
-            args=args,
-            env=env,
-            num_replicas=need.nodes,
-            resource=Resource(
-                cpu=need.cpus or -1,
-                gpu=need.gpus_per_node,
-                memMB=-1 if need.memory_gib is None else round(need.memory_gib * 1024),
-            ),
-            mounts=parse_mounts([part for mount in settings.backend.mounts for part in mount.split(",")]),
-            metadata={"kubernetes": {"V1Pod": settings.backend.pod}} if settings.backend.pod else {},
-        )
-        cfg = dict(settings.backend.cfg)
-        if settings.backend.scheduler is Scheduler.local_cwd:
-            cfg.setdefault("log_dir", str(attempt.folder / "torchx"))
-        elif settings.backend.scheduler is Scheduler.local_docker and settings.secrets:
-            cfg["copy_env"] = [*cfg.get("copy_env", []), *settings.secrets]
-        elif settings.backend.scheduler is Scheduler.kubernetes:
-            cfg.setdefault("validate_spec", False)  # the server validates what is submitted, and dryrun needs none
+        settings = self.settings
+        app, options = application(settings, attempt, self.shared_files)
         try:
-            info = self._runner.dryrun(AppDef(attempt.uid, [role]), self._scheduler, cfg)
+            info = self._runner.dryrun(app, self._scheduler, options)
         except (InvalidRunConfigException, ValueError, TypeError) as error:
             raise UserError("hydra.launcher.backend", str(error), f"See torchx runopts {self._scheduler}") from error
-        if settings.backend.scheduler is Scheduler.slurm:
-            self._mend_slurm(info, attempt)
-        elif settings.backend.scheduler is Scheduler.kubernetes:
-            self._mend_kubernetes(info, attempt)
+        mend(info, settings, attempt)
         return info
-
-    def _mend_slurm(self, info: AppDryRunInfo[Any], attempt: Attempt) -> None:
-        """No second run behind our back, the GPUs' type, and all output in the attempt's folder."""
-        need = attempt.spec.need
-        for replica in info.request.replicas.values():
-            options = replica.sbatch_opts
-            options.pop("requeue", None)
-            options["no-requeue"] = None
-            options.update(self.settings.backend.sbatch)
-            for name in ("gpus-per-node", "gpus-per-task"):
-                if need.gpu_type is not None and name in options:
-                    options[name] = f"{need.gpu_type}:{options[name]}"
-        info.request.cmd.append(f"--chdir={attempt.folder}")
-
-    def _mend_kubernetes(self, info: AppDryRunInfo[Any], attempt: Attempt) -> None:
-        """The attempt's own name, so that a second submission is refused; variables from a Secret."""
-        from kubernetes.client.models import V1EnvVar, V1EnvVarSource, V1SecretKeySelector
-
-        info.request.resource["metadata"]["name"] = attempt.uid
-        for task in info.request.resource["spec"]["tasks"]:
-            for name in self.settings.secrets:
-                key = V1SecretKeySelector(name=self.settings.backend.secret, key=name)
-                source = V1EnvVarSource(secret_key_ref=key)
-                task["template"].spec.containers[0].env.append(V1EnvVar(name=name, value_from=source))
 
     # -- questions -----------------------------------------------------------------------------------------------------
 
@@ -322,7 +239,7 @@ class TorchxCluster:
         kind = _KINDS.get(status.state, Kind.unknown)
         nodes = tuple(replica.hostname for role in status.roles for replica in role.replicas if replica.hostname)
         if kind.ended and self.settings.backend.scheduler is Scheduler.slurm:
-            return _slurm_end(kind, name.rpartition("/")[2], nodes)
+            return slurm_end(kind, name.rpartition("/")[2], nodes)
         return State(kind, status.msg if kind is not Kind.running else "", nodes=nodes)
 
     def _sources(self, attempt: Attempt, log: Log) -> list[GrowingFile | Stream]:
@@ -335,11 +252,11 @@ class TorchxCluster:
             return [GrowingFile(attempt.folder / f"{one}.{end}") for one in base for end in ("out", "err")]
         if self.settings.backend.scheduler is Scheduler.local_cwd:
             top = Path(self.settings.backend.cfg.get("log_dir", attempt.folder / "torchx"))
-            at = [top / _SESSION / app / _ROLE / str(i) for i in count]
+            at = [top / _SESSION / app / ROLE / str(i) for i in count]
             return [GrowingFile(one / end) for one in at for end in ("stdout.log", "stderr.log")]
 
         def lines(i: int, follow: bool) -> Iterator[str]:
-            for line in self._runner.log_lines(name, _ROLE, i, should_tail=follow):
+            for line in self._runner.log_lines(name, ROLE, i, should_tail=follow):
                 yield _STAMP.sub("", line) if self.settings.backend.scheduler is Scheduler.kubernetes else line
 
         def stream(i: int) -> Stream:
@@ -377,23 +294,6 @@ class TorchxCluster:
                     "Install Volcano, or take hydra/launcher=kubernetes, which needs none",
                 ) from error
             raise Unreachable(f"Kubernetes does not answer: {' '.join(str(error).split())}") from error
-
-
-def _slurm_end(kind: Kind, number: str, nodes: tuple[str, ...]) -> State:
-    """The end of a Slurm job in Slurm's own words, over all parts of it."""
-    rows = [line.split("|") for line in _sacct("State,ExitCode", "-j", number).splitlines()]
-    words = [row[0].split()[0].rstrip("+") for row in rows if row[0]]
-    for word in words:
-        if word in _SLURM_ENDS:
-            return State(_SLURM_ENDS[word], word, nodes=nodes)
-    worst = next((word for word in words if word != "COMPLETED"), "")
-    codes = [int(row[1].partition(":")[0]) for row in rows if len(row) > 1 and row[1]]
-    return State(kind, worst, next((code for code in codes if code), 0 if codes else None), nodes)
-
-
-def _sacct(columns: str, *which: str) -> str:
-    words = ["sacct", "-X", "-n", "-P", "-o", columns, *which]
-    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=30).stdout
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from hydra_plugins.mlperf_launchers._cluster import STATUS, Attempt, Kind, State
+from hydra_plugins.mlperf_launchers._cluster import Attempt, Kind, State
+from hydra_plugins.mlperf_launchers._files import STATUS
 from hydra_plugins.mlperf_launchers._ledger import Try
 from hydra_plugins.mlperf_launchers._log import JobLog
 from hydra_plugins.mlperf_launchers._remote_config import Fault, RemoteLauncherConf

@@ -60,9 +60,10 @@ class LocalLauncher(Launcher):
         Raises:
             UserError: a value that no sweep can run with.
         """
-        from hydra_plugins.mlperf_launchers import _local
+        from hydra_plugins.mlperf_launchers import _compose, _local
 
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+        _compose.install(hydra_context)
         _local.check(self)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
