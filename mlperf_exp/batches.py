@@ -28,7 +28,7 @@ _TOKEN_STEP = 64  # sizes of packed text are whole multiples
 
 
 def engine(config: Config, derived: list[Derived]) -> dict[str, Any]:
-    """``sizes`` (ascending), ``compile`` and ``in_flight``.
+    """``sizes`` (ascending), ``compile``, ``in_flight``, and where it is known ``dtype``.
 
     Raises:
         UserError: the largest batch holds no sample.
@@ -52,6 +52,8 @@ def engine(config: Config, derived: list[Derived]) -> dict[str, Any]:
         raise UserError("backend.compile", f"{kernels.name} is not for packed text on this device", f"Use {allowed}")
     chosen["compile"] = kernels.name
     chosen["in_flight"] = config.backend.in_flight or _IN_FLIGHT[scenario]
+    if config.model.dtype != "auto" or device is Device.cuda:  # what a processor computes in is found on it
+        chosen["dtype"] = "float16" if config.model.dtype == "auto" else config.model.dtype
     for key, why in (("compile", "the fastest kernels known here"), ("in_flight", "more only adds latency")):
         if getattr(config.backend, key) is None:
             derived.append(Derived(f"backend.{key}", chosen[key], why))

@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 
 from mlperf_exp.records import Records
+from mlperf_exp.sut.base import Computes
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -73,7 +74,7 @@ class Cost:
     wall_s: float
     cpu_s: float
     thread: str
-    thread_cpu_s: float
+    thread_cpu_s: float | None  # None: the network itself runs in this process's threads
     lag_ms: Floats
 
 
@@ -81,6 +82,7 @@ class Meter:
     """Measures a :class:`Cost` from its making to :meth:`stop`."""
 
     def __init__(self, sut: object) -> None:
+        self._computes = isinstance(sut, Computes) and sut.computes
         self._lag = sut.lag if isinstance(sut, Lagging) else None
         if self._lag is not None:
             self._lag.reset()
@@ -99,7 +101,7 @@ class Meter:
             wall_s=time.perf_counter() - self._wall,
             cpu_s=time.process_time() - self._cpu,
             thread=busiest,
-            thread_cpu_s=spent.get(busiest, 0.0),
+            thread_cpu_s=None if self._computes else spent.get(busiest, 0.0),
             lag_ms=np.zeros(0) if self._lag is None else self._lag.values_ms(),
         )
 
@@ -141,7 +143,10 @@ def issue_delays_ms(records: Records, logged: dict[str, Any]) -> Floats:
 
 
 def client_metrics(records: Records, logged: dict[str, Any], cost: Cost) -> dict[str, float]:
-    """``issue_delay_..._ms``, ``loop_lag_..._ms``, ``client_cpu_cores`` and ``client_thread_cores``."""
+    """``issue_delay_..._ms``, ``loop_lag_..._ms``, ``client_cpu_cores`` and ``client_thread_cores``.
+
+    The last is missing where the network runs in this process: its threads are then busy with the answers themselves.
+    """
     metrics = {}
     for name, values in (("issue_delay", issue_delays_ms(records, logged)), ("loop_lag", cost.lag_ms)):
         if len(values):
@@ -149,7 +154,8 @@ def client_metrics(records: Records, logged: dict[str, Any], cost: Cost) -> dict
                 metrics[f"{name}_{short}_ms"] = float(np.percentile(values, percentile))
     if cost.wall_s > 0:
         metrics["client_cpu_cores"] = cost.cpu_s / cost.wall_s
-        metrics["client_thread_cores"] = cost.thread_cpu_s / cost.wall_s
+        if cost.thread_cpu_s is not None:
+            metrics["client_thread_cores"] = cost.thread_cpu_s / cost.wall_s
     return metrics
 
 

@@ -149,6 +149,7 @@ class Model:
     benchmark: str | None = None  # LoadGen's model name; None: no MLPerf benchmark
     performance_samples: int | None = None  # MLPerf's sample count; None: the whole data set
     gflops_per_sample: float | None = None  # multiplications and additions of one forward pass, at the usual input
+    mvalues_per_sample: float | None = None  # millions of values that its layers read and write, one after the other
     target: AccuracyTarget | None = None
 
 

@@ -38,6 +38,15 @@ class Gpu:
     driver: str
 
 
+def fast_type() -> str:
+    """Torch's name of the narrowest floating-point type that this machine's processor computes with."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return "float32"
+    return "bfloat16" if flags & {"amx_bf16", "avx512_bf16"} else "float32"
+
+
 def gpus() -> list[Gpu]:
     """The NVIDIA GPUs that this process may use, by ``nvidia-smi``; empty where there is none."""
     if shutil.which("nvidia-smi") is None:

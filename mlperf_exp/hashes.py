@@ -47,7 +47,7 @@ PARTS: dict[str, Part] = {
     **_keys(Part.engine, "model.", "layers hidden_size intermediate_size heads vocab_size max_positions"),
     **_keys(Part.engine, "model.", "max_tokens stride max_question_tokens max_answer_tokens"),
     **_keys(Part.load, "model.", "benchmark performance_samples target"),
-    **_keys(Part.record, "model.", "name gflops_per_sample"),
+    **_keys(Part.record, "model.", "name gflops_per_sample mvalues_per_sample"),
     **_keys(Part.load, "dataset.", "name path synthetic tokenize samples sigma_prompt_tokens"),
     **_keys(Part.load, "dataset.", "mean_tokens sigma_tokens"),
     **_keys(Part.record, "dataset.", "cache"),

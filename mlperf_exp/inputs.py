@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mlperf_exp.config import (
     Decoder,
@@ -17,7 +17,7 @@ from mlperf_exp.config import (
     Training,
     VllmBackend,
 )
-from mlperf_exp.environment import gpus
+from mlperf_exp.environment import fast_type, gpus
 from mlperf_exp.errors import UserError
 from mlperf_exp.messages import Derived, Plan, Sample, Score
 
@@ -36,6 +36,25 @@ class Scorer(Protocol):
 
     def text(self, score: Score) -> str:
         """The line of ``accuracy.txt`` that MLCommons' submission checker reads."""
+
+
+@runtime_checkable
+class ScoresAnswers(Protocol):
+    """A scorer that can score some answers only, as TEST01 wants where a system may answer differently twice."""
+
+    @property
+    def main(self) -> str:
+        """The figure of the score that counts: ``top1``, ``f1``."""
+
+    def score_answers(self, answers: Mapping[int, bytes]) -> Score:
+        """Score answers by sample.
+
+        Raises:
+            RunFailed: there are none, or they are of another form.
+        """
+
+    def text(self, score: Score) -> str:
+        """See :class:`Scorer`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +126,16 @@ def load(plan: Plan) -> Inputs:
     else:
         found = _reader(config.model)(plan)
     _check_drawn(config.scenario.samples, len(found.samples))
-    return replace(found, warnings=(*warnings, *found.warnings))
+    return replace(found, warnings=(*warnings, *found.warnings), derived=(*found.derived, *_found_here(plan)))
+
+
+def _found_here(plan: Plan) -> tuple[Derived, ...]:
+    """What follows from this machine's processor, where networks run on it in this process."""
+    config = plan.config
+    here = isinstance(config.backend, TorchBackend) and config.hw.device is Device.cpu
+    if not here or config.model.dtype != "auto":
+        return ()
+    return (Derived("model.dtype", fast_type(), "the narrowest type that this processor computes with"),)
 
 
 def _reader(model: Any) -> Callable[[Plan], Inputs]:

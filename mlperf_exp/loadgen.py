@@ -27,6 +27,7 @@ from mlperf_exp.records import Live, Records
 from mlperf_exp.sut.base import HoldsSamples, SystemUnderTest
 
 _GRACE_S = 5.0  # how long LoadGen may take to end by itself after an abort
+_PART = 8192  # queries that are written down and handed over at once, of the millions that the Offline scenario sends
 _abandoned = False
 
 MODES = {"performance": lg.TestMode.PerformanceOnly, "accuracy": lg.TestMode.AccuracyOnly}
@@ -230,14 +231,22 @@ class _Driver:
             lg.QuerySamplesComplete([lg.QuerySampleResponse(response, 0, 0, 0) for response in responses])
             return
         try:
-            first = self.records.add(responses, indices)
-            queries = Queries(first, indices)
-            if self.failure is None:
-                self.sut.submit(queries, self)
-            if self.failure is not None:  # lost before, or while this was sent
-                self.complete([Completion(query.row, error=self.failure) for query in queries])
+            if len(indices) <= _PART:
+                self._send(responses, indices)
+                return
+            for begin in range(0, len(indices), _PART):  # the system begins while the rest is written down
+                self._send(responses[begin : begin + _PART], indices[begin : begin + _PART])
         except Exception as error:  # an exception in LoadGen's callback would abort the process
             self.failed(f"{type(self.sut).__name__} could not take a query: {error}")
+
+    def _send(self, responses: list[int], indices: list[int]) -> None:
+        samples = array("q", indices)
+        first = self.records.add(responses, samples)
+        queries = Queries(first, samples)
+        if self.failure is None:
+            self.sut.submit(queries, self)
+        if self.failure is not None:  # lost before, or while this was sent
+            self.complete([Completion(query.row, error=self.failure) for query in queries])
 
     def first_token(self, rows: Sequence[int], tokens: Sequence[int] = ()) -> None:
         """See :class:`mlperf_exp.sut.base.Sink`."""

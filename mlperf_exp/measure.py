@@ -22,6 +22,10 @@ _LATENCIES = {
     "tpot": ("result_time_per_output_token_{}_percentile_ns", "result_time_to_output_token_mean"),
 }
 _PERCENTILES = {"p50": "50.00", "p90": "90.00", "p99": "99.00", "p999": "99.90"}
+_ESTIMATES = {  # MLPerf's figure where one query follows the other: p90 and p99 with statistical confidence
+    Scenario.single_stream: "early_stopping_latency_ss",
+    Scenario.multi_stream: "early_stopping_latency_ms",
+}
 _RATES = {
     Scenario.server: ("result_completed_samples_per_sec", "result_completed_tokens_per_second"),
     Scenario.interactive: ("result_completed_samples_per_sec", "result_completed_tokens_per_second"),
@@ -96,6 +100,9 @@ def _from_loadgen(config: Config, loadgen: dict[str, Any]) -> dict[str, float]:
                 metrics[f"{name}_{short}_ms"] = value / 1e6
         if isinstance(loadgen.get(mean_key), int | float):
             metrics[f"{name}_mean_ms"] = loadgen[mean_key] / 1e6
+    estimate = loadgen.get(_ESTIMATES.get(config.scenario.name, ""))
+    if isinstance(estimate, int | float):
+        metrics["early_stopping_latency_ms"] = estimate / 1e6
     samples_key, tokens_key = _RATES.get(config.scenario.name, ("", ""))
     for metric, key in (("samples_per_second", samples_key), ("tokens_per_second", tokens_key)):
         if isinstance(loadgen.get(key), int | float):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, ResNet
@@ -58,13 +57,3 @@ def _resnet_tiny(num_classes: int) -> nn.Module:
 
 
 NETWORKS: dict[str, Any] = {"resnet50": _resnet50, "resnet101": _resnet101, "resnet_tiny": _resnet_tiny}
-
-
-def gflops(network: nn.Module, image_size: int) -> float:
-    """Multiplications and additions of one image's forward pass, in units of 1e9: convolutions and matrix products."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    network = network.eval()
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, 3, image_size, image_size))
-    return float(counter.get_total_flops()) / 1e9

@@ -105,7 +105,7 @@ class Records:
             first = len(self.index)
             self.responses.extend(responses)
             self.index.extend(indices)
-            self.issued_ns.extend((now,) * count)
+            self.issued_ns.extend(array("q", (now,)) * count)
             self.first_token_ns.frombytes(zeros)
             self.tokens.frombytes(zeros)
             self.completed_ns.frombytes(zeros)

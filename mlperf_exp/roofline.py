@@ -2,8 +2,10 @@
 
 A decoder's work is counted from its shape: two operations for each weight and token (the input embedding is looked up,
 not multiplied), four for each head, head dimension and pair of tokens in attention. Its bytes: all weights once a
-decoding step, and the keys and values of each sequence. A throughput's bound is the smaller of what the peak FLOP/s and
-what the bandwidth allow, each alone (Williams, Waterman, Patterson, "Roofline", 2009). Peaks are the vendor's, dense.
+decoding step, and the keys and values of each sequence. A network that answers with one pass moves what its layers
+read and write, one after the other, with additions, norms and activations inside of them. A throughput's bound is the
+smaller of what the peak FLOP/s and what the bandwidth allow, each alone (Williams, Waterman, Patterson, "Roofline",
+2009). Peaks are the vendor's, dense.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class Costs:
     bytes_per_s: float | None
     accelerators: int
     kind: str  # the type whose peak counts: bf16, fp8
+    layer_bytes: float = 0.0  # read and written by the layers of a network that answers with one pass
 
     @property
     def flops(self) -> float:
@@ -51,8 +54,8 @@ class Costs:
 
     @property
     def bytes_per_sample(self) -> float:
-        """Bytes read for a whole sample, at the largest batch."""
-        return self.decode_steps * (self.weight_bytes / self.batch + self.context_bytes)
+        """Bytes moved for a whole sample, at the largest batch."""
+        return self.layer_bytes + self.decode_steps * (self.weight_bytes / self.batch + self.context_bytes)
 
     @property
     def compute_rate(self) -> float | None:
@@ -85,7 +88,8 @@ def costs(result: Mapping[str, Any]) -> Costs | None:
         gflops = number(model.get("gflops_per_sample")) or _encoder_gflops(model, tokens)
         if gflops is None:
             return None
-        return Costs(1e9 * gflops, 0, 0, 0, 0, 1, flops_per_s, bytes_per_s, accelerators, kind)
+        moved = weight * 1e6 * (number(model.get("mvalues_per_sample")) or _encoder_mvalues(model, tokens))
+        return Costs(1e9 * gflops, 0, 0, 0, 0, 1, flops_per_s, bytes_per_s, accelerators, kind, moved)
     got = {key: shape[key] or 0.0 for key in needed}
     prompt = (
         number(metrics.get("prompt_tokens_mean")) or number(part(config, "dataset").get("mean_prompt_tokens")) or 0.0
@@ -125,6 +129,14 @@ def _encoder_gflops(model: Mapping[str, Any], tokens: float | None) -> float | N
     if layers is None or hidden is None or inner is None or tokens is None:
         return None
     return layers * (2 * tokens * (4 * hidden**2 + 2 * hidden * inner) + 4 * hidden * tokens**2) / 1e9
+
+
+def _encoder_mvalues(model: Mapping[str, Any], tokens: float | None) -> float:
+    """What an encoder's layers read and write: projections, attention, two norms with their sums, two products."""
+    layers, hidden, inner = (number(model.get(key)) for key in ("layers", "hidden_size", "intermediate_size"))
+    if layers is None or hidden is None or inner is None or tokens is None:
+        return 0.0
+    return layers * tokens * (18 * hidden + 2 * inner) / 1e6
 
 
 def _types(model: Mapping[str, Any], engine: Mapping[str, Any]) -> tuple[str, float, float]:

@@ -78,6 +78,10 @@ def _mapped(folder: Path, place: Path, classes: int) -> list[Labelled]:
         found.append(Labelled(folder / words[0], int(words[1])))
     if not found:
         raise UserError(_KEY, f"{place} is empty", "Take MLPerf's map")
+    names = [image.path.name for image in found]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(_KEY, f"{place} names {twice} more than once", "Give one line for each image")
     absent = [image.path.name for image in found if not image.path.is_file()]
     if absent:
         problem = f"{place} names {len(absent):,} images that are not in {folder}; the first is {absent[0]}"

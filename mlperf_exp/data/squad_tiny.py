@@ -49,7 +49,7 @@ def write_questions(folder: Path) -> Path:
     try:
         aside.mkdir(parents=True)
         for split, count in (("train", TRAIN), ("dev", DEV)):
-            paragraphs = [_paragraph(random, f"{split}-{n}") for n in range(count // 2)]
+            paragraphs = [paragraph(random, f"{split}-{n}") for n in range(count // 2)]
             data = {"version": "1.1", "data": [{"title": "tiny", "paragraphs": paragraphs}]}
             (aside / f"{split}.json").write_text(json.dumps(data, indent=1) + "\n")
         (aside / "vocab.txt").write_text("\n".join(vocabulary()) + "\n")
@@ -60,7 +60,7 @@ def write_questions(folder: Path) -> Path:
     return folder
 
 
-def _paragraph(random: np.random.Generator, name: str) -> dict[str, object]:
+def paragraph(random: np.random.Generator, name: str) -> dict[str, object]:
     """A text with one word of each kind between fillers, and two questions on it."""
     chosen = {kind: str(random.choice(words)) for kind, words in KINDS.items()}
     parts = [*(f"it says {word}" for word in chosen.values())]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ class TopOne:
     """The share of images whose class was named."""
 
     labels: NDArray[np.int32]
+    main: ClassVar[str] = "top1"
 
     def score(self, log: Path, on_progress: Callable[[int, int], None]) -> Score:
         """See :class:`mlperf_exp.inputs.Scorer`."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -43,6 +43,7 @@ class SquadScorer:
     questions: Sequence[squad.Question]
     pieces: squad.Pieces
     max_answer_tokens: int
+    main: ClassVar[str] = "f1"
 
     def score(self, log: Path, on_progress: Callable[[int, int], None]) -> Score:
         """See :class:`mlperf_exp.inputs.Scorer`."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlperf_exp.client import bottleneck
 from mlperf_exp.report.section import Section, Table
-from mlperf_exp.report.text import MISSING, figure, number
+from mlperf_exp.report.text import figure, number
 from mlperf_exp.report.view import part
 
 _DELAYS = (("Sent after the schedule", "issue_delay"), ("Client's thread woke late", "loop_lag"))
@@ -31,14 +31,15 @@ def build(result: Mapping[str, Any], _: Path) -> Section | None:
     cores = metrics.get("client_cpu_cores")
     if not delays and cores is None:
         return None
-    busiest = figure(metrics.get("client_thread_cores")).replace(MISSING, "not known")
+    busiest = metrics.get("client_thread_cores")
+    said = "the network's own work among them" if busiest is None else f"its busiest thread {figure(busiest)}"
     sentence = bottleneck(metrics) or "The harness was not the bottleneck."
     tables = [Table(("Delay of the harness", "p50", "p99", "most"), tuple(delays), right=(1, 2, 3))] if delays else []
     if both:
         tables.append(Table(("Latency", "from the schedule", "from sending"), tuple(both), right=(1, 2)))
     note = (
         "MLPerf counts from the scheduled time, so that a query sent late is late. This process took "
-        f"{figure(cores)} cores while the load ran, its busiest thread {busiest}."
+        f"{figure(cores)} cores while the load ran, {said}."
     )
     return Section(
         "harness",

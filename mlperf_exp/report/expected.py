@@ -9,7 +9,7 @@ from typing import Any
 from mlperf_exp.report.section import Section, Table
 from mlperf_exp.report.text import figure, number, plain
 from mlperf_exp.report.view import part
-from mlperf_exp.roofline import bounds
+from mlperf_exp.roofline import Bound, bounds
 
 _COLUMNS = ("Figure", "Expected", "Measured", "Bound of the hardware", "What it means", "Source")
 
@@ -42,12 +42,19 @@ def rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str, str, str]]
                 plain(metric, 100),
                 _range(wanted, unit),
                 shown,
-                "–" if bound is None else f"{bound.relation} {figure(bound.value, unit)}",
+                "–" if bound is None else f"{bound.relation} {figure(bound.value, unit)}{_share(measured, bound)}",
                 plain(wanted.get("means") or "", 300),
                 plain(wanted.get("source") or "", 300),
             )
         )
     return found
+
+
+def _share(measured: float | None, bound: Bound) -> str:
+    """How much of a rate's bound was reached, and what sets it."""
+    if measured is None or bound.relation != "≤" or bound.value <= 0:
+        return ""
+    return f" ({100 * measured / bound.value:.0f} % reached; {bound.by})"
 
 
 def _range(wanted: Mapping[str, Any], unit: str) -> str:

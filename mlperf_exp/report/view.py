@@ -254,12 +254,20 @@ def _key_figures(result: Mapping[str, Any]) -> tuple[Row, ...]:
             continue  # the system answers without tokens
         shown = "no bound" if number(bound) is None else f"≤ {figure(bound, 'ms')}"
         rows.append(Row(f"{name} {percentile}", figure(value, "ms"), shown, at_most(value, bound)))
+    estimate = metrics.get("early_stopping_latency_ms")
+    if number(estimate) is not None:
+        rows.append(Row(f"MLPerf's estimate of {percentile}", figure(estimate, "ms")))
     rate = number(metrics.get("target_qps"))
     offered = "no bound" if rate is None else f"target rate {figure(rate, 'queries/s')}"
     rows.append(Row("Samples per second", figure(metrics.get("samples_per_second"), "samples/s"), offered))
     if tokens:
         rows.append(Row("Tokens per second", figure(metrics.get("tokens_per_second"), "tokens/s")))
-    rows.append(Row("Queries", figure(metrics.get("queries", part(result, "tests", "performance").get("completed")))))
+    queries = number(metrics.get("queries", part(result, "tests", "performance").get("completed")))
+    together = number(part(result, "tests", "performance", "loadgen").get("effective_samples_per_query"))
+    if rules.get("name") == "multi_stream" and queries is not None and together:
+        rows.append(Row(f"Queries of {together:.0f} samples", figure(queries / together)))
+    else:
+        rows.append(Row("Queries", figure(queries)))
     errors = metrics.get("errors", part(result, "tests", "performance").get("errors"))
     rows.append(Row("Errors", figure(errors), "none allowed", at_most(errors, 0)))
     return tuple(rows)

@@ -14,7 +14,7 @@ from typing import Any
 from mlperf_exp.compliance.logs import read_answers
 from mlperf_exp.errors import RunFailed, UserError
 from mlperf_exp.measure import read_detail_log
-from mlperf_exp.submission.rules import LOADGEN_NAMES, MODELS, SEEDS
+from mlperf_exp.submission.rules import LOADGEN_NAMES, SEEDS, checked_as, result_folder
 
 _KEY = "RUN"
 _AGAIN = "Run it again, or name another run"
@@ -87,13 +87,13 @@ def _load(folder: Path) -> Source:
         raise UserError(_KEY, f"{folder} does not say which engine it used (run.engine_hash)", _AGAIN)
     if benchmark not in LOADGEN_NAMES:
         raise UserError(_KEY, f"{folder} ran {config['model']['name']}, which is no MLPerf benchmark", _AGAIN)
-    checked = LOADGEN_NAMES[benchmark]
+    checked = checked_as(benchmark, (config["model"].get("target") or {}).get("minimum") or {})
     model = str(config["model"]["name"])
     source = Source(
         folder=folder,
         result=result,
         benchmark=checked,
-        model=MODELS.get(model, model),
+        model=result_folder(model, checked),
         scenario=_scenario(scenario),
         division=str(division),
         engine_hash=str(run["engine_hash"]),

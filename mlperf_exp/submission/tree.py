@@ -83,7 +83,8 @@ def write_compliance(folder: Path, source: Path, test: str) -> None:
 def measurements(source: Source) -> dict[str, str]:
     """``measurements.json`` by the engine's settings: types, weights, and what was done to them."""
     engine, model = source.result["plan"].get("engine") or {}, source.config["model"]
-    dtype = str(engine.get("dtype") or model["dtype"])
+    derived = {item["key"]: item["value"] for item in source.result["plan"].get("derived") or ()}
+    dtype = str(engine.get("dtype") or derived.get("model.dtype") or model["dtype"])
     own = _TYPES.get(dtype, dtype)
     quantization = str(engine.get("quantization") or "")
     weights = next((kind for name, kind in _QUANTIZED.items() if quantization.startswith(name)), quantization) or own

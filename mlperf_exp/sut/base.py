@@ -42,7 +42,10 @@ class SystemUnderTest(Protocol):
         """
 
     def submit(self, queries: Sequence[Query], sink: Sink) -> None:
-        """Take the queries and return at once; never raises. Called from LoadGen's thread."""
+        """Take the queries and return at once; never raises. Called from LoadGen's thread.
+
+        Where LoadGen waits for each query before it sends the next, a system may answer before it returns.
+        """
 
     def reset(self, samples: Sequence[Any]) -> None:
         """Make the started system, on which nothing is outstanding, as after its start: caches empty, these samples.
@@ -72,3 +75,12 @@ class Reports(Protocol):
 
     def report(self) -> tuple[dict[str, float], tuple[str, ...]]:
         """Metrics such as ``peak_memory_gib``, and warnings, after a measurement."""
+
+
+@runtime_checkable
+class Computes(Protocol):
+    """A system whose network runs in this process."""
+
+    @property
+    def computes(self) -> bool:
+        """Whether its threads take processor time for the answers themselves: a busy one is then not the harness."""

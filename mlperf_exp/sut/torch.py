@@ -5,6 +5,9 @@ best batch, and starts it; the thread ``answer`` waits for batches in turn and c
 best follows from the times measured at the start: the one that answers most a second with what waits now. So nothing
 waits for a batch to fill up while the device is idle, and batches grow by themselves as the load does
 (``backend.max_wait_ms`` holds them back for longer where that is wanted).
+
+Where LoadGen sends one query at a time and waits for it (SingleStream, MultiStream), its own thread does the work:
+two threads would only wake each other, at a cost that a small network's latency shows.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +24,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mlperf_exp.config import Device, TorchBackend
+from mlperf_exp.config import Device, Scenario, TorchBackend
 from mlperf_exp.errors import ExperimentError, RunFailed
 from mlperf_exp.messages import Answers, Completion, Plan, Queries, Query
 from mlperf_exp.sut.base import Sink
 from mlperf_exp.sut.forward.program import Program
 
 _STOP_S = 30.0
+_ONE_BY_ONE = (Scenario.single_stream, Scenario.multi_stream)
 
 
 class _Batch(NamedTuple):
@@ -48,8 +53,8 @@ class Torch:
         self._executor: Any = None
         self._program: Program | None = None
         self._inbox: deque[tuple[Sequence[Query], Sink]] = deque()
-        self._rows: list[int] = []
-        self._samples: list[int] = []
+        self._rows = array("q")
+        self._samples = array("q")
         self._taken = 0  # of both: what was put into batches
         self._sink: Sink | None = None
         self._since = 0.0  # when the first of those that wait came, or was left waiting
@@ -57,8 +62,11 @@ class Torch:
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._running: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._inline = False  # LoadGen's thread computes
+        self._computing = threading.Lock()  # held while it does
         self._sizes: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._rates: NDArray[np.float64] = np.zeros(0)
+        self._most = 0  # samples of the largest batch
         self._ending: str | None = "not started"  # why queries are not taken
 
     def start(self, samples: Sequence[Any]) -> dict[str, float]:
@@ -67,13 +75,16 @@ class Torch:
 
         from mlperf_exp.sut.forward import build
         from mlperf_exp.sut.forward.executor import Executor
+        from mlperf_exp.sut.forward.memory import keep_freed_memory
 
         began = time.perf_counter()
         backend = self._backend
+        cuda = self._plan.config.hw.device is Device.cuda
+        if not cuda:
+            keep_freed_memory()
         if backend.threads:
             torch.set_num_threads(backend.threads)
         self._program = build.program(self._plan, self._model, samples)
-        cuda = self._plan.config.hw.device is Device.cuda
         self._executor = Executor(
             self._program,
             "cuda" if cuda else "cpu",
@@ -92,9 +103,13 @@ class Torch:
             raise RunFailed(f"the network could not be warmed up: {type(error).__name__}: {_line(error)}") from error
         self._sizes = np.array(list(self._executor.seconds), dtype=np.int64)
         self._rates = 1.0 / np.array(list(self._executor.seconds.values()))
+        self._most = int(self._program.most(int(self._sizes[-1])))
+        self._inline = self._plan.config.scenario.name in _ONE_BY_ONE and len(self._executor.slots) == 1
+        self._ending = None
+        if self._inline:
+            return {"start_s": built - began, "warmup_s": time.perf_counter() - built}
         for slot in self._executor.slots:
             self._free.put(slot)
-        self._ending = None
         for work in (self._dispatch, self._answer):
             thread = threading.Thread(target=work, name=f"torch{work.__name__}", daemon=True)
             thread.start()
@@ -105,14 +120,21 @@ class Torch:
         """See :class:`mlperf_exp.sut.base.HoldsSamples`."""
         assert self._program is not None
         self._program.load(samples)
+        if self._inline and self._ending is None:  # outside of the timed part: the first batch of a thread is slow
+            with self._computing:
+                self._executor.warm(np.array(samples[:1], dtype=np.int64))
 
     def unload(self, samples: Sequence[int]) -> None:
         """They stay until others are loaded: LoadGen asks for the same ones again."""
 
     def submit(self, queries: Sequence[Query], sink: Sink) -> None:
-        """Put the queries behind those that wait."""
+        """Put the queries behind those that wait, or answer them where nothing else can wait."""
         if self._ending is not None:
             sink.complete([Completion(query.row, error=self._ending) for query in queries])
+            return
+        if self._inline:
+            with self._computing:
+                self._at_once(queries, sink)
             return
         self._inbox.append((queries, sink))
         if not self._wake.is_set():
@@ -136,9 +158,28 @@ class Torch:
         for thread in self._threads:
             thread.join(_STOP_S)
         self._threads.clear()
+        idle = self._computing.acquire(timeout=_STOP_S)
         if self._executor is not None:
             self._executor.close()
             self._executor = None
+        if idle:
+            self._computing.release()
+
+    @property
+    def computes(self) -> bool:
+        """See :class:`mlperf_exp.sut.base.Computes`; so does a thread that spins for a GPU's answer."""
+        return self._inline or self._plan.config.hw.device is Device.cpu
+
+    def _at_once(self, queries: Sequence[Query], sink: Sink) -> None:
+        """Compute and answer in the caller's thread."""
+        self._inbox.append((queries, sink))
+        try:
+            self._drain()
+            while self._ending is None and (batch := self._next(self._executor.slots[0])) is not None:
+                self._executor.launch(batch.slot, batch.size, batch.samples)
+                self._answered(batch)
+        except Exception as error:
+            self._lost(error, sink)
 
     def _dispatch(self) -> None:
         sink = None
@@ -173,11 +214,14 @@ class Torch:
     def _finish(self, batch: _Batch) -> None:
         """Wait for a batch and answer its queries."""
         try:
-            data, offsets = self._executor.wait(batch.slot, batch.size, batch.samples)
-            batch.sink.complete_many(Answers(batch.rows, data, offsets))
+            self._answered(batch)
         except Exception as error:
             self._lost(error, batch.sink)
         self._free.put(batch.slot)
+
+    def _answered(self, batch: _Batch) -> None:
+        data, offsets = self._executor.wait(batch.slot, batch.size, batch.samples)
+        batch.sink.complete_many(Answers(batch.rows, data, offsets))
 
     def _lost(self, error: Exception, sink: Sink | None) -> None:
         """A batch broke: on a GPU nothing after it can be trusted, so the run fails, and the process goes on."""
@@ -196,12 +240,15 @@ class Torch:
         idle = self._taken == len(self._rows)
         while self._inbox:
             queries, self._sink = self._inbox.popleft()
-            if isinstance(queries, Queries):
-                self._rows.extend(range(queries.first, queries.first + len(queries)))
-                self._samples.extend(queries.samples)
-            else:
+            if not isinstance(queries, Queries):
                 self._rows.extend(query.row for query in queries)
                 self._samples.extend(query.sample for query in queries)
+            elif len(queries) == 1:
+                self._rows.append(queries.first)
+                self._samples.append(queries.samples[0])
+            else:
+                self._rows.frombytes(np.arange(queries.first, queries.first + len(queries), dtype=np.int64).tobytes())
+                self._samples.extend(queries.samples)
             if idle:
                 self._since, idle = time.perf_counter(), False
 
@@ -212,8 +259,7 @@ class Torch:
         waiting = len(self._rows) - begin
         if not waiting:
             return None
-        most = int(self._program.most(int(self._sizes[-1])))
-        samples = np.array(self._samples[begin : begin + most], dtype=np.int64)
+        samples = np.frombuffer(self._samples[begin : begin + self._most], dtype=np.int64)  # a slice is a copy
         units = np.cumsum(self._program.lengths(samples))
         counts = np.searchsorted(units, self._sizes, side="right")
         answered = np.where(counts > 0, units[np.maximum(counts, 1) - 1], 0)
@@ -221,11 +267,11 @@ class Torch:
         count, size = int(counts[best]), int(self._sizes[best])
         if not count:
             raise RunFailed(f"sample {samples[0]} is longer than the largest batch")
-        if count == waiting and best < len(self._sizes) - 1 and self._waits():
+        if count == waiting and best < len(self._sizes) - 1 and not self._inline and self._waits():
             return None
         self._taken += count
         self._since = time.perf_counter()
-        rows = np.array(self._rows[begin : begin + count], dtype=np.int64)
+        rows = np.frombuffer(self._rows[begin : begin + count], dtype=np.int64)
         assert self._sink is not None
         # The rest can go on at once.
         self._wake.set()

@@ -155,3 +155,23 @@ def test_pieces_are_cached_by_content(tmp_path: Path) -> None:
     assert len(told) == len(questions)
     assert json.loads(next(tmp_path.glob("questions-*/cache.json")).read_text())["questions"] == len(questions)
     assert made.tokens.begins[-1] == len(made.tokens.values)
+
+
+def test_an_image_named_twice_is_refused(flat: Path) -> None:
+    (flat / "val_map.txt").write_text("a.jpg 0\nb.jpg 1\na.jpg 1\n")
+    with pytest.raises(UserError, match=r"names a\.jpg more than once"):
+        images.find(flat, 2)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "P", "RGBA", "1", "CMYK"])
+def test_images_of_every_mode_become_three_channels(tmp_path: Path, mode: str) -> None:
+    path = picture(tmp_path / f"x.{'jpg' if mode == 'CMYK' else 'png'}", mode)
+    assert images.pixels(path, 32, 24).shape == (24, 24, 3)
+
+
+def test_one_broken_image_of_many_is_named_and_leaves_no_cache(flat: Path, tmp_path: Path) -> None:
+    (flat / "a.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"a\.jpg is no image that can be read") as caught:
+        images.cached(images.find(flat, 2), 32, 24, tmp_path / "cache", nothing)
+    assert "\n" not in str(caught.value)
+    assert list((tmp_path / "cache").iterdir()) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -215,6 +216,101 @@ def test_out_of_memory_in_the_warm_up_halves_the_batch_and_says_so(monkeypatch: 
     assert warnings[0] == "A batch of 8 does not fit into the memory; 4 is tried."
     assert max(system._sizes) == 2
     system.stop()
+
+
+class Waits(Asked):
+    """A sink that says which thread answered."""
+
+    def complete_many(self, answers: Answers) -> None:
+        assert threading.current_thread() is threading.main_thread()
+        super().complete_many(answers)
+
+
+@pytest.mark.parametrize(("scenario", "count"), [("single_stream", 1), ("multi_stream", 8)])
+def test_one_query_at_a_time_is_answered_before_submit_returns(scenario: str, count: int) -> None:
+    it = plan(f"scenario={scenario}", "backend.max_wait_ms=500")
+    images = random_images(it.config.model, 20, 1)
+    system = Torch(it, None)
+    system.start(images)
+    system.load(range(20))
+    sink = Waits()
+    for row in range(0, 5 * count, count):
+        system.submit(Queries(row, [(row + n) % 20 for n in range(count)]), sink)
+        assert len(sink.answers) == row + count
+    assert not sink.twice and not sink.errors and system.computes
+    assert not any(thread.name.startswith("torch_") for thread in threading.enumerate())
+    system.stop()
+    system.submit(Queries(99, [1]), sink)
+    assert sink.errors == {99: "stopped"}
+
+
+def test_answers_do_not_depend_on_who_computes() -> None:
+    """The same samples in single stream and offline."""
+    found = []
+    for scenario in ("single_stream", "offline"):
+        it = plan(f"scenario={scenario}")
+        system = Torch(it, None)
+        torch.manual_seed(0)
+        system.start(random_images(it.config.model, 20, 1))
+        sink = Asked()
+        for row in range(20):
+            system.submit(Queries(row, [row]), sink)
+        until(lambda sink=sink: len(sink.answers) == 20)
+        found.append(sink.answers)
+        system.stop()
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("scenario", ["single_stream", "multi_stream", "offline", "server"])
+def test_out_of_memory_in_a_run_fails_the_run_and_not_the_process(
+    scenario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the real LoadGen: all queries end, the run says why."""
+    from mlperf_exp import loadgen
+    from mlperf_exp.sut.forward.images import ImageProgram
+
+    words = ["scenario.min_duration_s=0.5", "scenario.min_query_count=700", "scenario.mode=performance"]
+    it = plan(f"scenario={scenario}", *words)
+    images = random_images(it.config.model, 20, 1)
+    system = Torch(it, None)
+    system.start(images)
+    forward, calls = ImageProgram.forward, [0]
+
+    def runs_out(self: Any, *inputs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(self, *inputs)
+
+    monkeypatch.setattr(ImageProgram, "forward", runs_out)
+    outcome = loadgen.run_test(it, "performance", system, 20, tmp_path, lambda live: None)
+    assert outcome.failure is not None
+    assert outcome.failure.startswith("PyTorch failed: OutOfMemoryError: CUDA out of memory.")
+    records = outcome.records
+    assert len(records.finished) == records.issued and records.errors and not records.duplicates
+    system.stop()
+
+
+def test_memory_stays_with_the_process() -> None:
+    """Large arrays of a thread cost page faults once; in a process of its own, for the settings stay."""
+    code = """
+import resource, threading
+import torch
+from mlperf_exp.sut.forward.memory import keep_freed_memory
+assert keep_freed_memory()
+faults = []
+def work():
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(48 << 20)  # 192 MiB
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+assert faults[0] > 10_000 > 1000 > max(faults[1:]), faults
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_sizes_rise_to_the_largest() -> None:

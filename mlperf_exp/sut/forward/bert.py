@@ -8,7 +8,6 @@ padded one. The weights are transformers' ``BertForQuestionAnswering``, and so a
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,11 +165,3 @@ class _Weights:
             one = torch.ones(size, device=self._device, dtype=self._dtype)
             return one, torch.zeros_like(one)
         return self(f"{name}.weight", size), self(f"{name}.bias", size)
-
-
-def gflops(shape: ExtractiveQa, tokens: float, tokens_squared: float | None = None) -> float:
-    """Multiplications and additions of one sequence, in units of 1e9; ``tokens_squared`` is the mean of the squares."""
-    hidden, squared = shape.hidden_size, tokens**2 if tokens_squared is None else tokens_squared
-    linear = shape.layers * (8 * hidden**2 + 4 * hidden * shape.intermediate_size) * tokens
-    attention = shape.layers * 4 * hidden * squared
-    return (linear + attention) / 1e9 if math.isfinite(tokens) else math.nan

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 
 from mlperf_exp.config import Compile, Device, ExtractiveQa, ImageClassifier
+from mlperf_exp.environment import fast_type
 from mlperf_exp.errors import UserError
 from mlperf_exp.messages import Plan
 from mlperf_exp.sut.forward.program import Program
+
+_SHOWN = 160  # characters of what PyTorch says about weights: it names every tensor
 
 
 def program(plan: Plan, weights: Path | None, samples: Any) -> Program:
@@ -25,7 +28,9 @@ def program(plan: Plan, weights: Path | None, samples: Any) -> Program:
         from mlperf_exp import networks
         from mlperf_exp.sut.forward.images import ImageProgram
 
-        network = networks.build(model.network, model.classes)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(plan.config.seed)
+            network = networks.build(model.network, model.classes)
         if weights is not None:
             load_into(network, weights, model)
         else:
@@ -54,10 +59,7 @@ def computed_in(dtype: str, device: Device) -> str:
     """Torch's name of the type; ``auto`` is float16 on a GPU, and what a processor is fast in."""
     if dtype != "auto":
         return dtype
-    if device is Device.cuda:
-        return "float16"
-    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return "bfloat16" if fast else "float32"
+    return "float16" if device is Device.cuda else fast_type()
 
 
 def state_dict(path: Path) -> dict[str, Any]:
@@ -95,8 +97,9 @@ def load_into(network: Any, weights: Path, model: ImageClassifier) -> None:
         network.load_state_dict(state)
     except (RuntimeError, TypeError) as error:
         first = next((line for line in str(error).splitlines()[1:] if line.strip()), str(error))
+        first = first.strip() if len(first) < _SHOWN else f"{first.strip()[:_SHOWN]} ..."
         raise UserError(
             "model.path",
-            f"the weights of {weights} are not those of {model.network} with {model.classes} classes: {first.strip()}",
+            f"the weights of {weights} are not those of {model.network} with {model.classes} classes: {first}",
             "Give the weights that belong to it, or another model=",
         ) from None

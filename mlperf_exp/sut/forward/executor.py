@@ -121,6 +121,13 @@ class Executor:
             slot.done.synchronize()  # lets other threads run
         return self.program.answers(samples, slot.host_out[size].numpy())
 
+    def warm(self, samples: NDArray[np.int64]) -> None:
+        """Run the smallest size once in the caller's thread: the processor's threads belong to it."""
+        size = next(iter(self.seconds))
+        if int(self.program.lengths(samples[:1])[0]) <= size:
+            self.launch(self.slots[0], size, samples[:1])
+            self.wait(self.slots[0], size, samples[:1])
+
     def peak_memory_gib(self) -> float:
         """The most memory in use so far: PyTorch's on a GPU, the process's on a processor."""
         if self.cuda:
