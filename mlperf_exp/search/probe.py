@@ -1,4 +1,4 @@
-"""One short test at a rate, and whether it was valid: LoadGen's word, the bounds, and latencies that do not grow."""
+"""One short test at a rate, and whether a full run at it would be valid by what it shows."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mlperf_exp.client import Floats
+from mlperf_exp.client import Floats, bottleneck, schedule_ns
 from mlperf_exp.config import ScenarioRules, Search
 from mlperf_exp.judge import BOUNDED
 from mlperf_exp.messages import Measurement, Plan
 from mlperf_exp.search.rates import Probe
+from mlperf_exp.search.replay import against
 
 MIN_QUERIES = 1000  # LoadGen's early stopping allows three of so many to be late, at the 99th percentile
 _SHARE = 0.1  # of the full run's duration
-_BATCHES, _RAMP = 10, 2  # batches of a probe's queries in their order; the first two are not looked at
-_SIGNIFICANT = 6.0  # standard errors of a trend
 _FIGURES = (
     "samples_per_second", "tokens_per_second", "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "tpot_p99_ms",
     "latency_p50_ms", "latency_p99_ms", "queries", "errors", "issue_delay_p99_ms", "loop_lag_p99_ms",
@@ -56,7 +55,7 @@ def at_rate(plan: Plan, rate: float, rules: ScenarioRules | None = None) -> Plan
 def judged(plan: Plan, measured: Measurement, number: int, full: bool, full_s: float) -> Probe:
     """What a test says about its rate. ``full_s`` is how long a full run lasts."""
     metrics = measured.metrics
-    reason = _against(plan, measured) or (None if full else _growing(plan, measured.tests[0].log_dir, full_s))
+    reason = _broken(measured) or (_against(plan, measured) if full else _against_full(plan, measured, full_s))
     return Probe(
         number=number,
         target_qps=float(plan.config.scenario.target_qps or 0.0),
@@ -65,52 +64,58 @@ def judged(plan: Plan, measured: Measurement, number: int, full: bool, full_s: f
         reason=reason,
         full=full,
         figures={name: metrics[name] for name in _FIGURES if name in metrics},
+        doubt=None if reason is None else bottleneck(metrics),
     )
 
 
-def _against(plan: Plan, measured: Measurement) -> str | None:
-    test, rules = measured.tests[0], plan.config.scenario
+def _broken(measured: Measurement) -> str | None:
+    test = measured.tests[0]
     if test.errors or test.completed < test.issued or test.loadgen.get("num_errors", 1):
         return f"{test.issued - test.completed:,} queries did not end well"
-    for name, label in BOUNDED.items():
-        bound, value = getattr(rules, f"{name}_ms"), measured.metrics.get(f"{name}_p99_ms")
-        if bound is not None and (value is None or value > bound):
-            shown = "was not measured" if value is None else f"{value:,.0f} ms is over {bound:,.0f} ms"
-            return f"{label} p99 {shown}"
-    return None if test.loadgen.get("result_validity") == "VALID" else "LoadGen calls it INVALID (early stopping)"
-
-
-def _growing(plan: Plan, log_dir: Path, full_s: float) -> str | None:
-    """The reason against a probe whose queue grows: its latencies keep the bound, a full run's would not."""
-    import pyarrow.parquet as pq
-
-    for name in ("ttft", "latency"):
-        bound = getattr(plan.config.scenario, f"{name}_ms")
-        if bound is None:
-            continue
-        table = pq.read_table(log_dir / "queries.parquet", columns=["issued_s", f"{name}_ms"])
-        late = table[f"{name}_ms"].to_numpy(zero_copy_only=False).astype(np.float64)
-        projected = projected_ms(table["issued_s"].to_numpy(), late, full_s)
-        if projected is not None and projected > bound:
-            return f"{name} grows: by this trend it would be {projected:,.0f} ms at the end of a full run"
     return None
 
 
-def projected_ms(issued_s: Floats, late_ms: Floats, full_s: float) -> float | None:
-    """The mean latency at the end of a run of ``full_s`` by a line through a probe's batches.
+def _against(plan: Plan, measured: Measurement) -> str | None:
+    """The reason against a full run: a bound, or LoadGen's word."""
+    for name, label in BOUNDED.items():
+        bound, value = getattr(plan.config.scenario, f"{name}_ms"), measured.metrics.get(f"{name}_p99_ms")
+        if bound is not None and (value is None or value > bound):
+            shown = "was not measured" if value is None else f"{value:,.0f} ms is over {bound:,.0f} ms"
+            return f"{label} p99 {shown}"
+    valid = measured.tests[0].loadgen.get("result_validity") == "VALID"
+    return None if valid else "LoadGen calls it INVALID (early stopping)"
 
-    None where the line does not rise significantly: the latencies of neighbours depend on each other, so that means of
-    batches are compared, not queries.
+
+def _against_full(plan: Plan, measured: Measurement, full_s: float) -> str | None:
+    """The reason why a full run at a probe's rate would not be valid.
+
+    LoadGen's word on the probe is not asked for: of so few queries it allows a smaller share to be late.
     """
-    keep = np.isfinite(late_ms)
-    if keep.sum() < 10 * _BATCHES:
-        return None
-    x = np.array([part.mean() for part in np.array_split(issued_s[keep], _BATCHES)])[_RAMP:]
-    y = np.array([part.mean() for part in np.array_split(late_ms[keep], _BATCHES)])[_RAMP:]
-    spread = x - x.mean()
-    slope = float((spread * y).sum() / (spread**2).sum())
-    rest = y - y.mean() - slope * spread
-    error = float(np.sqrt((rest**2).sum() / (len(x) - 2) / (spread**2).sum()))
-    if slope <= _SIGNIFICANT * error:
-        return None
-    return float(y.mean() + slope * max(0.0, full_s - x.mean()))
+    rules, test = plan.config.scenario, measured.tests[0]
+    rate = rules.target_qps or 1.0
+    count = max(MIN_QUERIES, math.ceil(rate * full_s))
+    columns = _columns(test.log_dir)
+    seed = int(test.loadgen.get("effective_schedule_rng_seed", 0))
+    planned = schedule_ns(seed, rate, max(count, len(columns["issued"]))) / 1e9
+    arrived = planned[: len(columns["issued"])]
+    delay = columns["issued"] - arrived
+    delay_ms = 1e3 * (delay - delay.min())  # of the harness: LoadGen counts from the schedule
+    for name, label in BOUNDED.items():
+        bound = getattr(rules, f"{name}_ms")
+        if bound is None:
+            continue
+        late = columns[name] + (0.0 if name == "tpot" else delay_ms)
+        # a token's time follows from the size of a batch, which does not grow for ever
+        reason = against(label, bound, arrived, late, planned[:count], grows=name != "tpot")
+        if reason is not None:
+            return reason
+    return None
+
+
+def _columns(log_dir: Path) -> dict[str, Floats]:
+    """When each query of a test was sent (s), and its latencies from then on (ms)."""
+    import pyarrow.parquet as pq
+
+    names = {"issued": "issued_s", "ttft": "ttft_ms", "tpot": "tpot_ms", "latency": "latency_ms"}
+    table = pq.read_table(log_dir / "queries.parquet", columns=list(names.values()))
+    return {ours: table[name].to_numpy(zero_copy_only=False).astype(np.float64) for ours, name in names.items()}
