@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlperf_exp import hashes, loadgen, running
+from mlperf_exp import hashes, loadgen, pilot, running
 from mlperf_exp.client import client_metrics
 from mlperf_exp.compliance import session
 from mlperf_exp.config import Search
@@ -99,6 +99,7 @@ def measure(system: Running, plan: Plan, inputs: Inputs, progress: Progress) -> 
         if system.measurements:
             phases |= _reset(system, inputs)
         system.measurements += 1
+        plan = _sized(plan, system, inputs, metrics, phases)
         for mode in plan.modes:
             test, failure, interrupted = _test(plan, mode, system.sut, inputs, progress, metrics, phases)
             tests.append(test)
@@ -146,6 +147,16 @@ def _reset(system: Running, inputs: Inputs) -> dict[str, float]:
     began = time.perf_counter()
     system.sut.reset(inputs.samples)
     return {"reset_s": time.perf_counter() - began}
+
+
+def _sized(plan: Plan, system: Running, inputs: Inputs, metrics: dict[str, float], phases: dict[str, float]) -> Plan:
+    """The plan with the expected latency that LoadGen wants in some scenarios; see :mod:`mlperf_exp.pilot`."""
+    began = time.perf_counter()
+    sized = pilot.sized(plan, system.sut, len(inputs.samples))
+    if sized is not plan:
+        phases["pilot_s"] = time.perf_counter() - began
+        metrics["expected_latency_ms"] = float(sized.config.scenario.expected_latency_ms or 0.0)
+    return sized
 
 
 def _test(

@@ -74,7 +74,10 @@ def _unchanged(plan: Plan, measurement: Measurement, test: Test) -> Iterator[str
     logged, metrics = test.loadgen, measurement.metrics
     if logged["result_validity"] == "VALID" and logged.get("early_stopping_met") is False:
         yield f"LoadGen's log says VALID, and that early stopping was not met: it was changed; {_AGAIN}."
-    samples = logged["generated_query_count"] * logged.get("generated_samples_per_query", 1)
+    # LoadGen prepares more queries than it sends where one follows the other, and logs how many it sent.
+    streams = logged["effective_scenario"] in ("SingleStream", "MultiStream")
+    sent = logged.get("result_query_count", 0) if streams else logged["generated_query_count"]
+    samples = sent * logged.get("generated_samples_per_query", 1)
     if samples != test.issued:
         yield f"LoadGen's log has {samples:,} samples, the run's records {test.issued:,}: one was changed; {_AGAIN}."
     duration_ms = logged.get("effective_min_duration_ms")

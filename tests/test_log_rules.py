@@ -141,6 +141,41 @@ def test_real_logs_of_every_scenario_pass_and_send_whole_copies(tmp_path: Path, 
     assert test.loadgen["effective_sample_concatenate_permutation"] is True
 
 
+@pytest.mark.parametrize(
+    ("scenario", "words"),
+    [
+        ("single_stream", ("model.benchmark=null",)),
+        ("single_stream", ("model=llama3_8b_edge",)),  # equal issue
+        ("multi_stream", ("model.benchmark=null",)),
+    ],
+)
+def test_streams_are_sized_by_the_systems_own_latency(tmp_path: Path, scenario: str, words: tuple[str, ...]) -> None:
+    """LoadGen's default would have them end early, or never; and it prepares more queries than it sends."""
+    words = (f"scenario={scenario}", "scenario.min_query_count=64", *words)
+    plan, measurement = measure(tmp_path, *words)
+    assert list(log_rules.reasons(plan, measurement)) == []
+    (test,) = measurement.tests
+    expected_ms = measurement.metrics["expected_latency_ms"]
+    assert test.loadgen["generated_query_count"] >= 2 * 1000 / expected_ms  # LoadGen prepares for twice the duration
+    assert expected_ms > 1.5 * 6  # five milliseconds to the first token, and seven tokens more; log-normal
+    assert measurement.phases["pilot_s"] > 0.04
+    name = "single" if scenario == "single_stream" else "multi"
+    assert test.loadgen[f"requested_{name}_stream_expected_latency_ns"] == pytest.approx(1e6 * expected_ms)
+    assert "target_latency" in (test.log_dir / "user.conf").read_text()
+
+
+def test_a_stream_whose_system_is_lost_or_hangs_before_it(tmp_path: Path) -> None:
+    words = ["scenario=single_stream", "model=llama3_8b_edge"]
+    for number, (word, said) in enumerate(
+        (("backend.fail_after=2", "was told to fail"), ("backend.hang_after=2", "no query finished in 1 s"))
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        _, measurement = measure(folder, *words, word, "scenario.stall_timeout_s=1")
+        assert said in str(measurement.failure)
+        assert measurement.tests == ()
+
+
 def test_a_real_accuracy_log_passes_and_a_truncated_one_does_not(tmp_path: Path) -> None:
     plan = replace(make_plan(compose("config", [*WORDS, "scenario=offline"]), tmp_path), modes=("accuracy",))
     with Progress(plan) as progress:

@@ -126,20 +126,35 @@ def choose(sources: Sequence[Source]) -> list[Entry]:
 
 
 def _accuracy_of(source: Source, sources: Sequence[Source]) -> Source:
-    for other in sources:
-        same = other.engine_hash == source.engine_hash and other.model == source.model
-        if same and other.has("accuracy"):
+    """Another run's accuracy test, on the same engine; scenarios may each have an engine of their own."""
+    others = [other for other in sources if other.model == source.model and other.has("accuracy")]
+    for other in others:
+        if other.engine_hash == source.engine_hash:
             return other
-    raise UserError(
-        _KEY,
-        f"{source.folder} measured no accuracy, and no other run given measured it on the same engine "
-        f"({source.engine_hash})",
-        "Give such a run too, or run it with scenario.mode=both",
-    )
+    lent = (source.result["verdict"].get("accuracy") or {}).get("reused") or {}
+    if others:
+        mixed = "; ".join(
+            f"{other.folder} did, on another engine ({_engines_apart(source, other)})" for other in others
+        )
+        problem = f"{source.folder} measured no accuracy, and one scenario may not mix engines: {mixed}"
+    else:
+        problem = f"{source.folder} measured no accuracy, and no other run given measured it on the same engine"
+    remedy = "Give a run that measured it on this engine, or run it with scenario.mode=both"
+    if lent.get("folder"):
+        remedy = f"Give the run that it was taken over from too, {Path(str(lent['folder'])).parent}"
+    raise UserError(_KEY, f"{problem} (engine {source.engine_hash})", remedy)
+
+
+def _engines_apart(one: Source, two: Source) -> str:
+    """The engine arguments that differ, with both values."""
+    here, there = one.result["plan"].get("engine") or {}, two.result["plan"].get("engine") or {}
+    keys = [key for key in sorted({*here, *there}) if here.get(key) != there.get(key)]
+    said = "; ".join(f"{key} is {here.get(key)} and {there.get(key)}" for key in keys)
+    return said or "their models, devices or servers differ"
 
 
 def _same_system(sources: Sequence[Source]) -> None:
-    """One system, one engine for all scenarios of a model: what differs is named."""
+    """One machine with one software for all runs: what differs is named."""
     first = sources[0]
     for other in sources[1:]:
         here, there = first.result["environment"], other.result["environment"]
@@ -149,16 +164,6 @@ def _same_system(sources: Sequence[Source]) -> None:
                     f"{first.folder} and {other.folder} ran on different systems: {_difference(name, here, there)}"
                 )
                 raise UserError(_KEY, problem, "Give runs of one system, a package for each")
-        if other.model == first.model and other.engine_hash != first.engine_hash:
-            one, two = first.result["plan"], other.result["plan"]
-            apart = [
-                f"{key} is {one['engine'].get(key)} and {two['engine'].get(key)}"
-                for key in sorted({*one["engine"], *two["engine"]})
-                if one["engine"].get(key) != two["engine"].get(key)
-            ]
-            said = "; ".join(apart) or "their models, devices or servers differ"
-            problem = f"{first.folder} and {other.folder} used different engines ({said})"
-            raise UserError(_KEY, problem, "Run all scenarios on one engine")
 
 
 def _difference(name: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> str:

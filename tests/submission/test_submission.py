@@ -199,21 +199,56 @@ def test_wrong_descriptions(
     assert nothing_written(tmp_path)
 
 
-def test_mixed_engines_and_systems_and_doubled_scenarios(
+def without_accuracy(run: Path) -> Path:
+    """The run as if it had measured its speed alone."""
+    shutil.rmtree(run / "accuracy")
+
+    def strip(result: dict[str, Any]) -> None:
+        result["artifacts"] = [item for item in result["artifacts"] if not item["path"].startswith("accuracy/")]
+
+    return change(run, strip)
+
+
+def other_engine(result: dict[str, Any]) -> None:
+    result["run"]["engine_hash"] = "0" * 16
+    result["plan"]["engine"] = {"max_num_seqs": 7}
+
+
+def test_scenarios_may_be_tuned_differently(valid: Path, system: Path, tmp_path: Path, long_enough: None) -> None:
+    """Each with an engine of its own, on which its own accuracy was measured."""
+    change(valid / "server", other_engine)
+    out = tmp_path / "package"
+    assert build(out, system, valid / "offline", valid / "server") == 0
+    assert check(out) == []
+    assert "`max_num_seqs`: `7`" in (result_of(out, "Server") / "README.md").read_text()
+    assert "`max_num_seqs`: `7`" not in (result_of(out, "Offline") / "README.md").read_text()
+
+
+def test_engines_mixed_inside_one_scenario(
+    valid: Path, system: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], long_enough: None
+) -> None:
+    offline, server = valid / "offline", without_accuracy(valid / "server")
+    change(server, other_engine)
+    assert build(tmp_path / "package", system, offline, server) == 2
+    mixed = f"one scenario may not mix engines: {offline} did, on another engine (max_num_seqs is 7 and None)"
+    refused(capsys, f"{server} measured no accuracy, and {mixed} (engine {'0' * 16})")
+
+    def taken_over(result: dict[str, Any]) -> None:
+        result["verdict"]["accuracy"]["reused"] = {"folder": "outputs/runs/first/accuracy"}
+
+    change(server, taken_over)
+    assert build(tmp_path / "package", system, offline, server) == 2
+    refused(capsys, "Give the run that it was taken over from too, outputs/runs/first")
+    assert nothing_written(tmp_path)
+
+
+def test_mixed_systems_and_doubled_scenarios(
     valid: Path, system: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     offline, server = valid / "offline", valid / "server"
     again = Path(shutil.copytree(server, valid / "again"))
     assert build(tmp_path / "package", system, server, again) == 2
     refused(capsys, "two runs of llama3_tiny, Server", str(server), str(again))
-
-    def other_engine(result: dict[str, Any]) -> None:
-        result["run"]["engine_hash"] = "0" * 16
-        result["plan"]["engine"] = {"max_num_seqs": 7}
-
-    change(server, other_engine)
-    assert build(tmp_path / "package", system, offline, server) == 2
-    refused(capsys, "used different engines (max_num_seqs is None and 7)")
     change(again, lambda r: r["environment"]["packages"].update(torch="1.0"))
     assert build(tmp_path / "package", system, offline, again) == 2
     refused(capsys, "ran on different systems: torch is", "and 1.0")
@@ -223,13 +258,7 @@ def test_mixed_engines_and_systems_and_doubled_scenarios(
 def test_accuracy_of_another_run_on_the_same_engine(
     valid: Path, system: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], long_enough: None
 ) -> None:
-    offline, server = valid / "offline", valid / "server"
-
-    def without_accuracy(result: dict[str, Any]) -> None:
-        result["artifacts"] = [item for item in result["artifacts"] if not item["path"].startswith("accuracy/")]
-
-    shutil.rmtree(server / "accuracy")
-    change(server, without_accuracy)
+    offline, server = valid / "offline", without_accuracy(valid / "server")
     assert build(tmp_path / "package", system, server) == 2
     refused(capsys, "measured no accuracy", "scenario.mode=both")
     assert build(tmp_path / "package", system, server, offline) == 0
