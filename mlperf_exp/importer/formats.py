@@ -2,8 +2,7 @@
 
 A figure that a file does not have is absent. Sources of the formats: vLLM, ``vllm/benchmarks/serve.py``; GuideLLM's
 ``benchmarks.json`` (docs, "Metrics" and "Analyze results"); AIPerf's ``profile_export_aiperf.json``
-(docs.nvidia.com/aiperf, JSON export schema); mlcommons/endpoints' ``result_summary.json`` as the submission checker of
-mlcommons/inference reads it (``ENDPOINTS_MAPPINGS``).
+(docs.nvidia.com/aiperf, JSON export schema); mlcommons/endpoints, ``src/inference_endpoint/metrics/report.py``.
 """
 
 from __future__ import annotations
@@ -146,6 +145,8 @@ def _aiperf(value: Mapping[str, Any]) -> Iterator[Foreign]:
 
 def _endpoints(value: Mapping[str, Any]) -> Iterator[Foreign]:
     """``result_summary.json`` of MLCommons' endpoints; times are nanoseconds there."""
+    if value.get("complete") is False:
+        raise ValueError(f"it is a result of endpoints that did not come to its end ({value.get('state')})")
     metrics: dict[str, float] = {}
     _put(metrics, "completed", value.get("n_samples_completed"))
     _put(metrics, "errors", value.get("n_samples_failed"))
@@ -153,6 +154,10 @@ def _endpoints(value: Mapping[str, Any]) -> Iterator[Foreign]:
     _put(metrics, "samples_per_second", value.get("qps"))
     _put(metrics, "tokens_per_second", value.get("tps"))
     _put(metrics, "output_tokens_mean", (value.get("output_sequence_lengths") or {}).get("avg"))
+    _put(metrics, "prompt_tokens_mean", (value.get("input_sequence_lengths") or {}).get("avg"))
+    pattern = (value.get("run_config") or {}).get("load_pattern") or {}
+    if pattern.get("type") == "poisson":
+        _put(metrics, "target_qps", pattern.get("target_qps"))
     for ours in ("ttft", "tpot", "latency"):
         found = value.get(ours) or {}
         _put(metrics, f"{ours}_mean_ms", found.get("avg"), 1e-6)

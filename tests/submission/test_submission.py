@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -366,15 +368,74 @@ def test_links_that_lead_out_of_a_run(
     refused(capsys, "leads out of the run's folder")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_run_without_rights(valid: Path, system: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = valid / "server" / "accuracy"
-    log.chmod(0)
+def without_rights() -> None:
+    """Give up root's right to read and write everything, which the program started next then lacks; no-op for others.
+
+    From then on a file's mode counts for its owner, too.
+    """
+    drop, override, read_search = 24, 1, 2  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    for right in (override, read_search):
+        ctypes.CDLL(None).prctl(drop, right, 0, 0, 0)
+
+
+def as_others(*command: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, command)], preexec_fn=without_rights, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("closed", ["accuracy", "performance/mlperf_log_detail.txt", "result.json", "."])
+def test_a_run_without_rights(valid: Path, system: Path, tmp_path: Path, closed: str) -> None:
+    run = valid / "server"
+    locked = run / closed
+    mode = locked.stat().st_mode
+    locked.chmod(0)
     try:
-        assert build(tmp_path / "package", system, valid / "server") == 2
-        refused(capsys, "cannot be read: Permission denied")
+        seen = as_others(
+            "-c", f"import os; os.listdir({str(locked)!r})" if locked.is_dir() else f"open({str(locked)!r})"
+        )
+        if seen.returncode == 0:
+            pytest.skip("this user may read what has no rights, and cannot give that up")
+        done = as_others(
+            "-m", "mlperf_exp.submission", "build", run, *OPEN, "--system", system, "--out", tmp_path / "package"
+        )
     finally:
-        log.chmod(0o755)
+        locked.chmod(mode)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "cannot be read: Permission denied" in done.stderr
+    assert nothing_written(tmp_path)
+
+
+def test_a_place_without_rights(valid: Path, system: Path, tmp_path: Path, package: Path) -> None:
+    place = tmp_path / "closed"
+    place.mkdir(mode=0o500)
+    if as_others("-c", f"open({str(place / 'file')!r}, 'w')").returncode == 0:
+        pytest.skip("this user may write where there are no rights, and cannot give that up")
+    done = as_others(
+        "-m",
+        "mlperf_exp.submission",
+        "build",
+        valid / "server",
+        *OPEN,
+        "--system",
+        system,
+        "--out",
+        place / "it",
+        "--draft",
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert f"{place / 'it'} cannot be written: Permission denied" in done.stderr
+    locked = result_of(package, "Server") / "accuracy"
+    locked.chmod(0)
+    try:
+        checked = as_others("-m", "mlperf_exp.submission", "check", package)
+    finally:
+        locked.chmod(0o755)
+    assert checked.returncode == 2
+    assert checked.stderr.count("\n") == 1
+    assert "accuracy cannot be read: Permission denied" in checked.stderr
 
 
 def test_a_run_without_rights_for_anybody(
