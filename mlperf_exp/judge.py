@@ -22,6 +22,7 @@ from mlperf_exp.config import (
 from mlperf_exp.messages import Measurement, Plan, Score, Test, Verdict
 
 ARRIVALS = (Scenario.server, Scenario.interactive)
+_SEE_QUERIES = "see performance/queries.parquet, mend the system, and run it again"
 BOUNDED = {"ttft": "TTFT", "tpot": "TPOT", "latency": "latency"}  # what a scenario may bound, and how it is called
 
 
@@ -65,7 +66,7 @@ def judge(plan: Plan, measurement: Measurement) -> Verdict:
 
 def _broken(measurement: Measurement) -> Iterator[str]:
     if measurement.failure:
-        yield f"The run did not come to its end: {measurement.failure}."
+        yield f"The run did not come to its end: {measurement.failure}; mend that, and run it again."
 
 
 def _system(plan: Plan) -> Iterator[str]:
@@ -83,29 +84,37 @@ def _late(plan: Plan, measurement: Measurement) -> bool:
 def _performance(plan: Plan, measurement: Measurement, test: Test | None) -> Iterator[str]:
     if test is None:
         if "performance" in plan.modes:
-            yield "The performance test did not run."
+            yield "The performance test did not run: run it again."
         else:
             yield "No performance was measured: use scenario.mode=both."
         return
     metrics, rules = measurement.metrics, plan.config.scenario
     if test.errors:
-        yield f"{test.errors:,} of {test.issued:,} queries ended with an error; the first: {test.first_error}."
+        yield (
+            f"{test.errors:,} of {test.issued:,} queries ended with an error; the first: {test.first_error}. MLPerf "
+            "allows none: mend what the system says, and run it again."
+        )
     if test.completed + test.errors < test.issued:
-        yield f"{test.issued - test.completed - test.errors:,} of {test.issued:,} queries never ended."
+        lost = test.issued - test.completed - test.errors
+        yield f"{lost:,} of {test.issued:,} queries never ended, MLPerf allows none: {_SEE_QUERIES}."
     if metrics.get("duplicates"):
-        yield f"{metrics['duplicates']:,.0f} queries were completed twice."
+        yield f"{metrics['duplicates']:,.0f} queries were completed twice, MLPerf allows none: {_SEE_QUERIES}."
     if not test.loadgen.get("result_validity"):
-        yield "LoadGen did not come to its end, so there is no word of its own on validity."
+        yield "LoadGen did not come to its end, so there is no word of its own on validity: run it again."
     for name, label in BOUNDED.items():
         bound, value = getattr(rules, f"{name}_ms"), metrics.get(f"{name}_p99_ms")
         if bound is not None and value is not None and value > bound:
             now = "" if rules.target_qps is None else f": lower scenario.target_qps (now {rules.target_qps:g})"
             now += f", or run scenario={rules.name.name} search=max_qps" if now and rules.name in ARRIVALS else ""
+            now = now or f": make the engine faster, or leave out scenario.{name}_ms"
             yield f"{label[0].upper()}{label[1:]} p99 {value:,.0f} ms is over {bound:,.0f} ms{now}."
         elif bound is not None and value is None:
-            yield f"{label[0].upper()}{label[1:]} was not measured, and the scenario bounds it at {bound:,.0f} ms."
+            yield (
+                f"{label[0].upper()}{label[1:]} was not measured, and the scenario bounds it at {bound:,.0f} ms: use a "
+                "system that tells its first token."
+            )
     if test.loadgen.get("result_validity") == "INVALID":
-        yield f"LoadGen calls the run INVALID: {_loadgen_reasons(test.loadgen)}"
+        yield f"LoadGen calls the run INVALID: {_loadgen_reasons(test.loadgen)}{_next_step(rules.name)}"
     known = BENCHMARKS.get(plan.config.model.benchmark or "")
     wanted = known.offline_samples if known and plan.config.model.performance_samples else 0
     if rules.name is Scenario.offline and test.issued < wanted:
@@ -116,7 +125,17 @@ def _performance(plan: Plan, measurement: Measurement, test: Test | None) -> Ite
     logged = test.loadgen.get("num_errors", 0)
     if logged and not test.errors:
         first = next((reasons[0] for key, reasons in test.loadgen.items() if key.startswith("error_")), "see its log.")
-        yield f"LoadGen logged {logged} errors; the first: {' '.join(str(first).split())}"
+        said = " ".join(str(first).split()).rstrip(".")
+        yield f"LoadGen logged {logged} errors, MLPerf allows none; the first: {said}. Mend that, and run it again."
+
+
+def _next_step(scenario: Scenario) -> str:
+    """What to do about a run that LoadGen calls INVALID, where it does not say so itself."""
+    if scenario in ARRIVALS:
+        return f" Lower scenario.target_qps, or run scenario={scenario.name} search=max_qps."
+    if scenario is Scenario.offline:
+        return " Raise scenario.target_qps to the rate that the system has, so that LoadGen sends enough."
+    return " Lower scenario.expected_latency_ms, or leave it out: it is then measured."
 
 
 def _loadgen_reasons(logged: dict[str, Any]) -> str:
@@ -155,7 +174,8 @@ def _load(plan: Plan) -> Iterator[str]:
     bounds = bounds_ms(config.model.benchmark, rules.name)
     if any((getattr(rules, f"{name}_ms") or 0) > bound for name, bound in bounds.items()):
         allowed = " and ".join(f"{bound:g} ms ({BOUNDED[name]})" for name, bound in bounds.items())
-        yield f"The scenario's bounds are looser than MLPerf's {allowed}."
+        keys = " and ".join(f"scenario.{name}_ms" for name in bounds)
+        yield f"The scenario's bounds are looser than MLPerf's {allowed}: leave out {keys}."
 
 
 def _accuracy(plan: Plan, measurement: Measurement) -> tuple[dict[str, Any], list[str]]:
@@ -211,7 +231,8 @@ def misses(score: Score, target: AccuracyTarget) -> Iterator[str]:
     for name, most in target.maximum.items():
         value, shown = score.metrics.get(name, float("nan")), figure(name).form
         if not value <= most:
-            yield f"{name} {value:{shown}} is above MLPerf's maximum of {most:,.10g}."
+            cause = "check where answers end (the end-of-text tokens)"
+            yield f"{name} {value:{shown}} is above MLPerf's maximum of {most:,.10g}: {cause}."
 
 
 def _division(plan: Plan) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ TARGETS = {  # MLPerf Inference v6.1, closed division: R1, R2, RL, RLsum, least 
     "llama3_8b": (13368, 38.39141, 15.74843, 24.25074, 35.43507, 7350880, 8984408),
     "llama3_8b_edge": (5000, 38.6694, 15.95355, 24.39112, 35.76276, 2746002, 3356224),
 }
+NEXT_STEP = re.compile(r"[:.,;] (see|mend|run|use|leave|lower|raise|make|check|give|free|install)\b", re.IGNORECASE)
 NAMES = ("gen_num", "rouge1", "rouge2", "rougeL", "rougeLsum", "gen_len")
 
 
@@ -99,6 +101,7 @@ def only(given: Verdict, *words: str) -> str:
     assert not given.valid
     assert all(word in reason for word in words), reason
     assert reason.endswith(".")
+    assert NEXT_STEP.search(reason), reason
     return reason
 
 

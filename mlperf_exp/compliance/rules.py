@@ -60,10 +60,11 @@ def reasons(plan: Plan, measurement: Measurement) -> Iterator[str]:
         elif config.compliance is Compliance.off:
             yield f"{name} was not run, and the closed division asks for it: leave out compliance=off."
         else:
-            yield f"{name} was not run, and the closed division asks for it."
+            yield f"{name} was not run, and the closed division asks for it: run it again, or with division=open."
 
 
 def failed(test: ComplianceTest) -> Iterator[str]:
     """The sentence on a test that failed."""
     if not test.passed:
-        yield f"{test.name} failed: {'; '.join(test.reasons) or 'it gives no reason'}."
+        why = "; ".join(test.reasons).rstrip(".") or "it gives no reason"
+        yield f"{test.name} failed: {why}. See compliance/{test.name}, mend the system, and run it again."
