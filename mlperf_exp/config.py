@@ -226,7 +226,7 @@ class ScenarioRules:
     name: Scenario = MISSING
     mode: Mode = Mode.both
     target_qps: float | None = None
-    expected_latency_ms: float | None = None  # single and multi stream: sizes the number of queries
+    expected_latency_ms: float | None = None  # single and multi stream: LoadGen sizes the test by it; None: measured
     min_duration_s: float = 600.0
     min_query_count: int | None = None
     samples: int | None = None  # samples that the performance test draws from

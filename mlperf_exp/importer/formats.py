@@ -79,8 +79,8 @@ def _vllm(value: Mapping[str, Any]) -> Iterator[Foreign]:
 
 def _guidellm(value: Mapping[str, Any]) -> Iterator[Foreign]:
     """Each benchmark of ``benchmarks.json``, over its successful requests; request latency is in seconds there."""
-    model = (value.get("args") or {}).get("model")
     for place, benchmark in enumerate(value["benchmarks"]):
+        model = _guidellm_model(value, benchmark)
         theirs = benchmark["metrics"]
         totals = theirs.get("request_totals") or {}
         metrics: dict[str, float] = {}
@@ -107,6 +107,15 @@ def _guidellm(value: Mapping[str, Any]) -> Iterator[Foreign]:
         moment = datetime.fromtimestamp(ended, UTC) if _is_number(ended) else None
         duration = benchmark.get("duration")
         yield Foreign("GuideLLM", f"GuideLLM {model or ''} {kind}".strip(), model, metrics, _iso(moment), duration)
+
+
+def _guidellm_model(value: Mapping[str, Any], benchmark: Mapping[str, Any]) -> str | None:
+    """The model's name: in the benchmark's configuration, or in the whole file's, ``args`` before GuideLLM 0.8."""
+    spec = (value.get("config") or {}).get("spec") or {}
+    for place in ((benchmark.get("config") or {}).get("backend"), spec.get("backend"), value.get("args")):
+        if isinstance(place, Mapping) and isinstance(place.get("model"), str):
+            return str(place["model"])
+    return None
 
 
 def _successful(metrics: Mapping[str, Any], name: str) -> Mapping[str, Any]:

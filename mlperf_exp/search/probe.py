@@ -17,6 +17,7 @@ from mlperf_exp.search.replay import against
 
 MIN_QUERIES = 1000  # LoadGen's early stopping allows three of so many to be late, at the 99th percentile
 _SHARE = 0.1  # of the full run's duration
+_OWN = 0.1  # of a bound: where the harness's own delay is more, a probe that failed is tried again
 _FIGURES = (
     "samples_per_second", "tokens_per_second", "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "tpot_p99_ms",
     "latency_p50_ms", "latency_p99_ms", "queries", "errors", "issue_delay_p99_ms", "loop_lag_p99_ms",
@@ -64,8 +65,15 @@ def judged(plan: Plan, measured: Measurement, number: int, full: bool, full_s: f
         reason=reason,
         full=full,
         figures={name: metrics[name] for name in _FIGURES if name in metrics},
-        doubt=None if reason is None else bottleneck(metrics),
+        doubt=None if reason is None else _doubt(plan, metrics),
     )
+
+
+def _doubt(plan: Plan, metrics: dict[str, float]) -> str | None:
+    """Why a failure may be the harness's: its own delay is a good part of a bound."""
+    bounds = [bound for name in ("ttft", "latency") if (bound := getattr(plan.config.scenario, f"{name}_ms"))]
+    own = max(metrics.get(f"{name}_p99_ms", 0.0) for name in ("issue_delay", "loop_lag"))
+    return bottleneck(metrics) if bounds and own > _OWN * min(bounds) else None
 
 
 def _broken(measured: Measurement) -> str | None:
