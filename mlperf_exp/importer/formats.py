@@ -125,6 +125,8 @@ def _successful(metrics: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _aiperf(value: Mapping[str, Any]) -> Iterator[Foreign]:
     """``profile_export_aiperf.json``: a block of statistics for each metric, with its unit."""
+    if value.get("was_cancelled") or value.get("is_complete") is False:
+        raise ValueError("it is a result of aiperf that was cancelled")
     metrics: dict[str, float] = {}
 
     def put(ours: str, name: str, key: str = "avg") -> None:
@@ -146,10 +148,24 @@ def _aiperf(value: Mapping[str, Any]) -> Iterator[Foreign]:
         put(f"{ours}_mean_ms", name)
         for short in ("p50", "p90", "p99"):
             put(f"{ours}_{short}_ms", name, short)
-    names = ((value.get("input_config") or {}).get("endpoint") or {}).get("model_names") or [None]
+    if "errors" not in metrics and (value.get("request_error_rate") or {}).get("avg") == 0:
+        metrics["errors"] = 0.0
+    model, rate = _aiperf_load(value.get("input_config") or {})
+    _put(metrics, "target_qps", rate)
     ended = value.get("end_time")
     moment = datetime.fromisoformat(ended).astimezone(UTC) if isinstance(ended, str) else None
-    yield Foreign("AIPerf", f"AIPerf {names[0] or ''}".strip(), names[0], metrics, _iso(moment))
+    seconds = (value.get("benchmark_duration") or {}).get("avg")
+    name = f"AIPerf {model or ''}".strip()
+    yield Foreign("AIPerf", name, model, metrics, _iso(moment), seconds if _is_number(seconds) else None)
+
+
+def _aiperf_load(config: Mapping[str, Any]) -> tuple[str | None, Any]:
+    """The model's name and the offered rate: in lists of ``models`` and ``phases``, or as files before 0.13 have it."""
+    items = (config.get("models") or {}).get("items") or []
+    older = (config.get("endpoint") or {}).get("model_names") or []
+    name = next((item["name"] for item in items), next(iter(older), None))
+    phase = next((phase for phase in config.get("phases") or [] if phase.get("kind") == "profiling"), {})
+    return name, phase.get("rate", (config.get("loadgen") or {}).get("request_rate"))
 
 
 def _endpoints(value: Mapping[str, Any]) -> Iterator[Foreign]:

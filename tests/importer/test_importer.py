@@ -13,16 +13,18 @@ from mlperf_exp.report import write_report
 FILES = Path(__file__).parent / "files"
 WANTED = {  # figures read off the files by hand
     "vllm": {
-        "completed": 40.0, "errors": 0.0, "ttft_p50_ms": 20.0, "ttft_p99_ms": 44.0, "tpot_p90_ms": 3.3,
-        "latency_p99_ms": 160.0, "latency_mean_ms": 118.0, "prompt_tokens_mean": 100.0, "output_tokens_mean": 32.0,
+        "completed": 40.0, "errors": 0.0, "queries": 40.0, "target_qps": 20.0, "ttft_p50_ms": 43.337450,
+        "ttft_p99_ms": 125.963570, "tpot_p90_ms": 1.024217, "latency_p99_ms": 131.450394, "latency_mean_ms": 58.414053,
+        "output_tokens_mean": 16.0,
     },
     "guidellm": {
         "samples_per_second": 9.8, "tokens_per_second": 1254.4, "ttft_p99_ms": 210.5, "tpot_p99_ms": 19.5,
         "latency_p99_ms": 2400.0, "latency_mean_ms": 1600.0, "errors": 2.0, "completed": 590.0, "target_qps": 10.0,
     },
     "aiperf": {
-        "samples_per_second": 7.5, "tokens_per_second": 960.0, "ttft_p99_ms": 250.0, "tpot_p50_ms": 9.5,
-        "latency_p90_ms": 1700.0, "errors": 3.0, "completed": 450.0,
+        "samples_per_second": 9.765909, "tokens_per_second": 517.593158, "ttft_p99_ms": 1235.925458,
+        "tpot_p50_ms": 14.753042, "latency_p90_ms": 1809.298786, "errors": 0.0, "completed": 60.0, "target_qps": 10.0,
+        "output_tokens_mean": 53.0,
     },
     "endpoints": {
         "samples_per_second": 20.191919, "tokens_per_second": 2301.222222, "ttft_p99_ms": 81.666184,
@@ -84,6 +86,7 @@ def test_a_file_with_several_results_and_one_imported_twice(tmp_path: Path, caps
         ('{"benchmarks": [{"metrics": {}}]}', "in which nothing finished"),
         ('{"request_throughput": 0, "completed": 0, "model_id": "m"}', "in which nothing finished"),
         ('{"request_throughput": 1, "completed": 1, "model_id": "m", "date": "soon"}', "time data"),
+        ('{"request_throughput": {"avg": 1}, "was_cancelled": true}', "a result of aiperf that was cancelled"),
         ('{"n_samples_issued": 3, "qps": 1, "complete": false, "state": "interrupted"}', "its end (interrupted)"),
         ('{"n_samples_issued": 3, "qps": 1, "n_samples_completed": 3, "ttft": {"percentiles": 5}}', "a broken result"),
     ],
