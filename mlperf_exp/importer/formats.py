@@ -164,7 +164,8 @@ def _aiperf_load(config: Mapping[str, Any]) -> tuple[str | None, Any]:
     items = (config.get("models") or {}).get("items") or []
     older = (config.get("endpoint") or {}).get("model_names") or []
     name = next((item["name"] for item in items), next(iter(older), None))
-    phase = next((phase for phase in config.get("phases") or [] if phase.get("kind") == "profiling"), {})
+    phases: list[Mapping[str, Any]] = config.get("phases") or []
+    phase = next((phase for phase in phases if phase.get("kind") == "profiling"), None) or {}
     return name, phase.get("rate", (config.get("loadgen") or {}).get("request_rate"))
 
 
