@@ -164,8 +164,9 @@ def _aiperf_load(config: Mapping[str, Any]) -> tuple[str | None, Any]:
     items = (config.get("models") or {}).get("items") or []
     older = (config.get("endpoint") or {}).get("model_names") or []
     name = next((item["name"] for item in items), next(iter(older), None))
+    empty: Mapping[str, Any] = {}
     phases: list[Mapping[str, Any]] = config.get("phases") or []
-    phase = next((phase for phase in phases if phase.get("kind") == "profiling"), None) or {}
+    phase = next((phase for phase in phases if phase.get("kind") == "profiling"), empty)
     return name, phase.get("rate", (config.get("loadgen") or {}).get("request_rate"))
 
 
