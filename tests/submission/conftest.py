@@ -51,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     f"backend.urls=[{server.url}]", f"scenario={scenario}", *words, "compliance=on", "progress=false",
                     "tracking.uri=sqlite:///mlflow.db", f"hydra.run.dir={folder / scenario}",
                 ]  # fmt: skip
-                done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=250, check=False)
+                done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
                 assert done.returncode == 0, done.stderr
                 if "INVALID" not in (folder / scenario / "performance" / "mlperf_log_summary.txt").read_text():
                     break

@@ -380,7 +380,7 @@ def without_rights() -> None:
 
 def as_others(*command: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *map(str, command)], preexec_fn=without_rights, capture_output=True, text=True, timeout=120
+        [sys.executable, *map(str, command)], preexec_fn=without_rights, capture_output=True, text=True, timeout=600
     )
 
 
