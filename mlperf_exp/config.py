@@ -15,13 +15,14 @@ from omegaconf import MISSING, OmegaConf
 
 
 class Scenario(Enum):
-    """What drives the system: one of LoadGen's four scenarios (interactive is Server with tighter bounds)."""
+    """What drives the system: one of LoadGen's four scenarios (interactive is Server, but tighter), or training."""
 
     offline = "Offline"
     server = "Server"
     interactive = "Interactive"
     single_stream = "SingleStream"
     multi_stream = "MultiStream"
+    train = "Train"
 
 
 class Mode(Enum):
@@ -66,6 +67,33 @@ class Weights(Enum):
 
     pretrained = "pretrained"
     dummy = "dummy"
+
+
+class Optimizer(Enum):
+    """What turns gradients into steps."""
+
+    sgd = "sgd"
+    lars = "lars"
+
+
+class Resume(Enum):
+    """Whether training goes on from the newest whole checkpoint in the run's folder."""
+
+    auto = "auto"
+    never = "never"
+
+
+class Precision(Enum):
+    """What a network computes in; ``bf16`` keeps weights in 32 bits (automatic mixed precision)."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Loader(Enum):
+    """What reads and decodes training images."""
+
+    torchvision = "torchvision"  # Pillow and torchvision, in processes of their own
 
 
 class Device(Enum):
@@ -238,6 +266,31 @@ class ScenarioRules:
 
 
 @dataclass
+class Training:
+    """How a model is trained. None: by the reference point of MLPerf for the global batch size, or between two."""
+
+    name: Scenario = MISSING
+    global_batch_size: int | None = None  # samples of one step of the optimizer, over all processes
+    optimizer: Optimizer | None = None
+    base_lr: float | None = None  # the highest learning rate, after the warm-up
+    end_lr: float = 1e-4
+    warmup_epochs: float | None = None
+    decay_epochs: float | None = None  # from the end of the warm-up
+    decay_power: float = 2.0  # of the polynomial
+    momentum: float | None = None
+    weight_decay: float | None = None
+    label_smoothing: float = 0.1
+    crop_min_area: float = 0.08  # the least part of an image that a random crop takes, 0 to 1
+    flip: bool = True  # half of the images, left to right
+    max_epochs: int | None = None
+    eval_offset: int | None = None  # epochs before the first evaluation
+    eval_period: int = 4  # epochs between two
+    target: float | None = None  # top-1 in percent, which ends the training; None: MLPerf's, where it has one
+    steps: int | None = None  # ends after so many steps of the optimizer, without evaluation: for speed only
+    submitter: str = "unnamed"  # as MLPerf's log names it
+
+
+@dataclass
 class Backend:
     """What all backends share."""
 
@@ -295,6 +348,25 @@ class TorchBackend(Backend):
 
 
 @dataclass
+class LightningBackend(Backend):
+    """PyTorch Lightning, which trains: one process a GPU, watched by one a node."""
+
+    name: str = "lightning"
+    processes: int | None = None  # on each node; None: one a GPU, or one
+    micro_batch: int | None = None  # samples that a process takes at once; None: as many as fit
+    precision: Precision | None = None  # None: bf16 on a GPU, else fp32
+    channels_last: bool = True
+    compile: bool | None = None  # torch.compile; None: on a GPU
+    loader: Loader | None = None  # None: torchvision
+    workers: int | None = None  # processes that read data, for each training process; None: by the machine
+    threads: int | None = None  # processor threads of one training process; None: its share
+    warmup_steps: int | None = None  # on random data, before the run starts; None: 10 on a GPU, else none
+    log_every_steps: int = 20
+    checkpoint_every_s: float | None = 600.0
+    checkpoints_kept: int = 2
+
+
+@dataclass
 class SimulatedBackend(Backend):
     """Answers by a seeded latency model: measures and tests the harness itself, never a system."""
 
@@ -347,8 +419,8 @@ class Config:
     model: Any = MISSING  # Decoder | ImageClassifier | ExtractiveQa
     dataset: Any = MISSING  # Prompts | Images | Questions
     hw: Hardware = MISSING
-    scenario: ScenarioRules = MISSING
-    backend: Any = MISSING  # VllmBackend | OpenaiBackend | TorchBackend | SimulatedBackend
+    scenario: Any = MISSING  # ScenarioRules | Training
+    backend: Any = MISSING  # VllmBackend | OpenaiBackend | TorchBackend | LightningBackend | SimulatedBackend
     tracking: Tracking = field(default_factory=Tracking)
     telemetry: Telemetry = field(default_factory=Telemetry)
     expected: dict[str, Expected] = field(default_factory=dict)
@@ -359,6 +431,7 @@ class Config:
     repeats: int = 1  # performance tests on one engine start; with several, figures are medians with intervals
     search: Search = Search.off
     accuracy: AccuracyFrom = AccuracyFrom.measure  # a performance run takes an earlier result in any case
+    resume: Resume = Resume.auto  # of training, in the same hydra.run.dir
     fail_on_invalid: bool = False
     require_network: bool = True  # a job over several nodes fails where NCCL did not use hw.network
     progress: bool = True  # live display on a terminal, plain lines elsewhere
@@ -381,6 +454,7 @@ BACKENDS: dict[str, type[Backend]] = {
     "vllm": VllmBackend,
     "openai": OpenaiBackend,
     "torch": TorchBackend,
+    "lightning": LightningBackend,
     "simulated": SimulatedBackend,
 }
 MODELS: dict[str, type[Model]] = {
@@ -394,6 +468,7 @@ RUNS: dict[type[Backend], tuple[type[Model], ...]] = {
     VllmBackend: (Decoder,),
     OpenaiBackend: (Decoder,),
     TorchBackend: (ImageClassifier, ExtractiveQa),
+    LightningBackend: (ImageClassifier,),
     SimulatedBackend: (Decoder,),
 }
 
@@ -405,6 +480,7 @@ def register() -> None:
     store.store(group="schema", name="doctor", node=DoctorConfig)
     store.store(group="schema", name="hw", node=Hardware)
     store.store(group="schema", name="scenario", node=ScenarioRules)
+    store.store(group="schema", name="training", node=Training)
     for group, kinds in (("model", MODELS), ("dataset", DATASETS)):
         for name, kind in kinds.items():
             store.store(group=f"schema/{group}", name=name, node=kind)

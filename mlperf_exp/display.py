@@ -22,7 +22,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mlperf_exp.records import Live
+from mlperf_exp.records import State
 
 _LIVE_PERIOD_S = 0.25
 _TICK_S = 1.0  # the clock goes on while nothing is reported, as in an engine's start
@@ -36,7 +36,7 @@ class _Phase:
     started_s: float
     done: int = 0
     unit: str = "queries"
-    live: Live | None = None
+    live: State | None = None
     machine: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -68,18 +68,7 @@ class _Phase:
         return seconds(self.elapsed_s) + ("" if left is None else f", {seconds(left)} left")
 
     def rates(self) -> str:
-        live = self.live
-        if live is None:
-            return ""
-        parts = [
-            f"{number(live.samples_per_second)} samples/s",
-            f"{number(live.tokens_per_second)} tokens/s",
-            f"TTFT p50 {number(live.ttft_p50_ms)} p99 {number(live.ttft_p99_ms)} ms",
-            f"TPOT p50 {number(live.tpot_p50_ms)} p99 {number(live.tpot_p99_ms)} ms",
-            f"{live.errors:,} errors" if live.errors != 1 else "1 error",
-            *machine_words(self.machine),
-        ]
-        return " · ".join(parts)
+        return "" if self.live is None else " · ".join([*self.live.words(), *machine_words(self.machine)])
 
 
 class Display:
@@ -111,17 +100,19 @@ class Display:
     ) -> None:
         self.close()
 
-    def phase(self, name: str, expected: int | None = None, expected_s: float | None = None) -> None:
-        """A phase begins: how many queries, and how many seconds at least, it will take, where known."""
+    def phase(
+        self, name: str, expected: int | None = None, expected_s: float | None = None, unit: str = "queries"
+    ) -> None:
+        """A phase begins: how many queries (or ``unit``), and seconds at least, it will take, where known."""
         with self._lock:
             self._end_phase()
-            self._phase = _Phase(name, expected, expected_s, time.monotonic())
+            self._phase = _Phase(name, expected, expected_s, time.monotonic(), unit=unit)
             if self._lines is None:
-                self._say(f"[{name}]" + (f" {expected:,} queries expected" if expected else ""))
+                self._say(f"[{name}]" + (f" {expected:,} {unit} expected" if expected else ""))
             else:
                 self._refresh(always=True)
 
-    def update(self, live: Live, machine: Mapping[str, float] | None = None) -> None:
+    def update(self, live: State, machine: Mapping[str, float] | None = None) -> None:
         """The state of the test that runs now, and of the machine (``telemetry.tail.machine``)."""
         with self._lock:
             if self._phase is not None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mlperf_exp import environment
-from mlperf_exp.config import Config, Device, TorchBackend, VllmBackend
+from mlperf_exp.config import Config, Device, LightningBackend, TorchBackend, VllmBackend
 from mlperf_exp.errors import UserError
 from mlperf_exp.inputs import Inputs
 from mlperf_exp.messages import Plan, Sample
@@ -60,12 +60,14 @@ PARTS: dict[str, Part] = {
     ),
     **_keys(Part.load, "", "scenario division compliance search repeats accuracy"),
     **_keys(Part.engine, "", "seed"),  # vLLM's own seed, dummy weights and simulated latencies follow it
-    **_keys(Part.record, "", "name tracking telemetry expected fail_on_invalid progress require_network"),
+    **_keys(Part.record, "", "name tracking telemetry expected resume fail_on_invalid progress require_network"),
     **_keys(Part.engine, "backend.", "name"),
     **_keys(Part.engine, "backend.", "engine gpu_memory_utilization warmup_queries start_timeout_s"),
     **_keys(Part.engine, "backend.", "urls served_model api_key_env routing connections connect_timeout_s"),
     **_keys(Part.engine, "backend.", "request_timeout_s idle_timeout_s send_min_tokens"),
     **_keys(Part.engine, "backend.", "max_batch max_wait_ms in_flight compile cuda_graphs threads warmup_batches"),
+    **_keys(Part.engine, "backend.", "processes micro_batch precision channels_last loader workers warmup_steps"),
+    **_keys(Part.record, "backend.", "log_every_steps checkpoint_every_s checkpoints_kept"),
     **_keys(
         Part.engine, "backend.", "ttft_ms tpot_ms sigma output_tokens concurrency error_rate fail_after hang_after"
     ),
@@ -83,7 +85,9 @@ def engine_hash(plan: Plan, inputs: Inputs) -> str:
     Raises:
         UserError: a file of the weights cannot be read.
     """
-    own = isinstance(plan.config.backend, VllmBackend | TorchBackend)  # what servers run is not known here
+    own = isinstance(
+        plan.config.backend, VllmBackend | TorchBackend | LightningBackend
+    )  # what servers run is not known here
     return _digest(
         {
             "keys": _chosen(plan.config, (Part.engine,)),

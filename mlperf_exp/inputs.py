@@ -7,7 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlperf_exp.config import Decoder, Device, ImageClassifier, SimulatedBackend, TorchBackend, VllmBackend
+from mlperf_exp.config import (
+    Decoder,
+    Device,
+    ImageClassifier,
+    LightningBackend,
+    SimulatedBackend,
+    TorchBackend,
+    Training,
+    VllmBackend,
+)
 from mlperf_exp.environment import gpus
 from mlperf_exp.errors import UserError
 from mlperf_exp.messages import Derived, Plan, Sample, Score
@@ -51,7 +60,7 @@ def check_machine(plan: Plan) -> tuple[str, ...]:
         UserError: the profile wants GPUs that are not here.
     """
     hw = plan.config.hw
-    if not isinstance(plan.config.backend, VllmBackend | TorchBackend):
+    if not isinstance(plan.config.backend, VllmBackend | TorchBackend | LightningBackend):
         return ()
     if hw.device is Device.cpu:
         if isinstance(plan.config.model, Decoder):
@@ -88,6 +97,10 @@ def load(plan: Plan) -> Inputs:
     """
     config = plan.config
     warnings = check_machine(plan)
+    if isinstance(config.scenario, Training):
+        from mlperf_exp.train import sources
+
+        return replace(sources.load(plan), warnings=warnings)
     if isinstance(config.backend, SimulatedBackend):
         count = config.dataset.samples or config.model.performance_samples or _SIMULATED_SAMPLES
         found = Inputs(None, [Sample((1,), "")] * count, None, [1] * count)

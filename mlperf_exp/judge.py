@@ -17,9 +17,11 @@ from mlperf_exp.config import (
     OpenaiBackend,
     Scenario,
     SimulatedBackend,
+    Training,
     Weights,
 )
 from mlperf_exp.messages import Measurement, Plan, Score, Test, Verdict
+from mlperf_exp.train.verdict import judge_training
 
 ARRIVALS = (Scenario.server, Scenario.interactive)
 BOUNDED = {"ttft": "TTFT", "tpot": "TPOT", "latency": "latency"}  # what a scenario may bound, and how it is called
@@ -27,6 +29,8 @@ BOUNDED = {"ttft": "TTFT", "tpot": "TPOT", "latency": "latency"}  # what a scena
 
 def judge(plan: Plan, measurement: Measurement) -> Verdict:
     """Decide whether the run is valid by MLPerf's rules; a run that measured no accuracy never is."""
+    if isinstance(plan.config.scenario, Training):
+        return judge_training(plan, measurement)
     tests = {test.mode: test for test in measurement.tests}
     performance = list(_performance(plan, measurement, tests.get("performance")))
     for number, again in enumerate(measurement.repeats, 2):

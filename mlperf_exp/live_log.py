@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
-from mlperf_exp.records import Live
+from mlperf_exp.records import State
 
 
 class LiveLog:
@@ -39,7 +39,7 @@ class LiveLog:
         self.close()
 
     def append(
-        self, phase: str, live: Live, expected: int | None = None, machine: Mapping[str, float] | None = None
+        self, phase: str, live: State, expected: int | None = None, machine: Mapping[str, float] | None = None
     ) -> None:
         """Write one line: ``at`` (Unix seconds), phase, ``expected`` queries, ``live`` and ``machine``; NaN is null."""
         if self._handle < 0:

@@ -148,7 +148,7 @@ class Test:
 
 @dataclass(frozen=True, slots=True)
 class ComplianceTest:
-    """One of MLPerf's compliance tests, verified.
+    """One of MLPerf's compliance tests, or of training's its checker's word on the log, verified.
 
     ``checks`` names what was looked at; None: does not apply in this scenario. ``reasons`` are clauses without a full
     stop, one for each check that failed. ``log_dir`` holds LoadGen's logs, ``audit.config`` and ``verify_*.txt``.
@@ -189,6 +189,8 @@ class Measurement:
     repeated: dict[str, float] = field(default_factory=dict)  # the first repetition's own metrics
     accuracy_from: dict[str, str] | None = None  # the earlier run whose score this is
     search: dict[str, Any] | None = None  # what search.json holds, where a rate was looked for
+    training: dict[str, Any] = field(default_factory=dict)  # how a training ended; empty for inference
+    window_ns: tuple[int, int] | None = None  # of a training: run_start to run_stop
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,14 @@ from mlperf_exp.config import (
     RUNS,
     Config,
     Device,
+    LightningBackend,
     Mode,
     OpenaiBackend,
     Scenario,
     Search,
     SimulatedBackend,
     TorchBackend,
+    Training,
     VllmBackend,
     Weights,
 )
@@ -55,8 +57,11 @@ def make_plan(cfg: DictConfig, run_dir: Path) -> Plan:
     config = typed(cfg)
     _check_kinds(config)
     check_numbers(config)
-    _check_load(config)
     _check_search(config)
+    _check_shared_names(config)
+    if isinstance(config.scenario, Training):
+        return _training(config, run_dir)
+    _check_load(config)
     _check_names(config)
     derived: list[Derived] = []
     warnings: list[str] = []
@@ -81,6 +86,15 @@ def make_plan(cfg: DictConfig, run_dir: Path) -> Plan:
         derived=tuple(derived),
         warnings=tuple(warnings),
     )
+
+
+def _training(config: Config, run_dir: Path) -> Plan:
+    """The plan of a training run."""
+    from mlperf_exp.train.planning import plan_training
+
+    derived: list[Derived] = []
+    engine = plan_training(config, derived)
+    return Plan(config=config, run_dir=run_dir.absolute(), engine=engine, modes=("train",), derived=tuple(derived))
 
 
 def typed(cfg: DictConfig) -> Config:
@@ -119,6 +133,10 @@ def _check_kinds(config: Config) -> None:
     if not isinstance(model, RUNS[type(backend)]):
         fitting = [kind.name for kind, kinds in RUNS.items() if type(model) in kinds]
         raise UserError("backend", f"{backend.name} does not run {model.name}", f"Allowed: {', '.join(fitting)}")
+    if isinstance(config.scenario, Training) is not isinstance(backend, LightningBackend):
+        does = "trains" if isinstance(backend, LightningBackend) else "serves"
+        remedy = "Leave out backend= for the scenario's own, or choose another scenario"
+        raise UserError("backend", f"{backend.name} {does}, and not in scenario={config.scenario.name.name}", remedy)
 
 
 def _bounds(config: Config, derived: list[Derived]) -> None:
@@ -151,6 +169,9 @@ def _check_load(config: Config) -> None:
 
 def _check_search(config: Config) -> None:
     rules = config.scenario
+    if isinstance(rules, Training) and config.repeats > 1:
+        remedy = "Run it with several seeds: python -m mlperf_exp -m seed=1,2,3,4,5 ..."
+        raise UserError("repeats", "measures on one engine start, and training has none", remedy)
     if config.search is not Search.off and config.repeats > 1:
         raise UserError("repeats", "a search runs its load once", "Search first, then repeat at the rate that it found")
     if config.search is Search.off:
@@ -165,6 +186,14 @@ def _check_search(config: Config) -> None:
         raise UserError("search", "looks for a rate, and accuracy has none", "Use scenario.mode=both or performance")
 
 
+def _check_shared_names(config: Config) -> None:
+    _no_credentials("tracking.uri", config.tracking.uri, "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+    if config.hw.network is not None and config.hw.network not in NETWORKS:
+        raise UserError(
+            "hw.network", f"'{config.hw.network}' is not known", f"Give one of {', '.join(NETWORKS)}, or null"
+        )
+
+
 def _check_names(config: Config) -> None:
     known = BENCHMARKS.get(config.model.benchmark or "")
     if config.model.benchmark is not None and (known is None or not isinstance(config.model, known.kind)):
@@ -174,16 +203,11 @@ def _check_names(config: Config) -> None:
             f"LoadGen has no settings of '{config.model.benchmark}' for it, and would take others without a word",
             f"Give one of {', '.join(fitting)}, or null for a model of no benchmark",
         )
-    _no_credentials("tracking.uri", config.tracking.uri, "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
     if known is not None and known.edge and config.scenario.name not in EDGE_SCENARIOS:
         raise UserError(
             "scenario",
             f"{config.scenario.name.name} is not run for {config.model.name}, an edge benchmark",
             "Use scenario=offline or scenario=single_stream, or model=llama3_8b",
-        )
-    if config.hw.network is not None and config.hw.network not in NETWORKS:
-        raise UserError(
-            "hw.network", f"'{config.hw.network}' is not known", f"Give one of {', '.join(NETWORKS)}, or null"
         )
     if isinstance(config.backend, SimulatedBackend | OpenaiBackend):
         return

@@ -12,7 +12,7 @@ from mlperf_exp import telemetry
 from mlperf_exp.display import Display
 from mlperf_exp.live_log import LiveLog
 from mlperf_exp.messages import Plan
-from mlperf_exp.records import Live
+from mlperf_exp.records import State
 from mlperf_exp.telemetry.tail import machine
 
 
@@ -40,12 +40,14 @@ class Progress:
             with contextlib.suppress(OSError):
                 self._stream.close()
 
-    def phase(self, name: str, expected: int | None = None, expected_s: float | None = None) -> None:
-        """A phase begins; ``expected`` counts its queries or samples, ``expected_s`` its seconds at least."""
+    def phase(
+        self, name: str, expected: int | None = None, expected_s: float | None = None, unit: str = "queries"
+    ) -> None:
+        """A phase begins; ``expected`` counts its queries or ``unit``, ``expected_s`` its seconds at least."""
         self._phase, self._expected = name, expected
-        self._display.phase(name, expected, expected_s)
+        self._display.phase(name, expected, expected_s, unit)
 
-    def update(self, live: Live) -> None:
+    def update(self, live: State) -> None:
         """The state of the test now."""
         now = machine(self._samples)
         self._log.append(self._phase, live, self._expected, now)

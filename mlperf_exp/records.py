@@ -10,15 +10,32 @@ import threading
 import time
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mlperf_exp.messages import Completion
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+class State(Protocol):
+    """What a display and the live log are told; a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def completed(self) -> int:
+        """How many queries, or samples, are done."""
+
+    @property
+    def errors(self) -> int:
+        """How many ended with an error."""
+
+    def words(self) -> list[str]:
+        """The rates, as a display shows them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +53,18 @@ class Live:
     ttft_p99_ms: float
     tpot_p50_ms: float
     tpot_p99_ms: float
+
+    def words(self) -> list[str]:
+        """See :class:`State`."""
+        from mlperf_exp.display import number
+
+        return [
+            f"{number(self.samples_per_second)} samples/s",
+            f"{number(self.tokens_per_second)} tokens/s",
+            f"TTFT p50 {number(self.ttft_p50_ms)} p99 {number(self.ttft_p99_ms)} ms",
+            f"TPOT p50 {number(self.tpot_p50_ms)} p99 {number(self.tpot_p99_ms)} ms",
+            f"{self.errors:,} errors" if self.errors != 1 else "1 error",
+        ]
 
 
 class Records:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mlperf_exp import earlier, environment, hashes, measure, network, repeats, running, signals
-from mlperf_exp.config import Config, OpenaiBackend, SimulatedBackend
+from mlperf_exp.config import Config, OpenaiBackend, SimulatedBackend, Training
 from mlperf_exp.errors import Interrupted, InvalidResult, RunFailed, UserError
 from mlperf_exp.files import write_atomic, write_json
 from mlperf_exp.inputs import Inputs, load
@@ -47,6 +47,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """
     start = Start.now()
     plan = make_plan(cfg, Path(HydraConfig.get().runtime.output_dir))
+    if isinstance(plan.config.scenario, Training) and not _leads(plan):
+        return {}
     with signals.handled(_interrupt), _only_run_in(plan):
         write_atomic(plan.run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
         write_atomic(plan.run_dir / environment.PINS, environment.requirements())
@@ -117,11 +119,22 @@ def _process_age_s() -> float:
         return 0.0
 
 
-def _measure(plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
-    from mlperf_exp.bench import bench
+def _leads(plan: Plan) -> bool:
+    """Whether this process keeps the training's record; one on another node does that node's part first."""
+    from mlperf_exp.train.nodes import place
 
+    here = place(plan.config.hw)
+    if here.first_on_node and not here.first:
+        from mlperf_exp.train.session import follow
+
+        with signals.handled(_interrupt):
+            follow(plan)
+    return here.first
+
+
+def _measure(plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
     try:
-        return on_its_network(plan, bench(plan, inputs, progress))
+        return on_its_network(plan, _stage(plan)(plan, inputs, progress))
     except UserError:
         raise
     except OSError as error:
@@ -129,6 +142,17 @@ def _measure(plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
     except Exception as error:  # a fault of the program's own: kept as a failed run, with its traceback in the log
         log.exception("the measurement broke")
         return Measurement({}, {}, failure=f"{type(error).__name__}: {error} (traceback in {plan.run_dir / 'run.log'})")
+
+
+def _stage(plan: Plan) -> Callable[[Plan, Inputs, Progress], Measurement]:
+    """What makes the plan's measurement."""
+    if isinstance(plan.config.scenario, Training):
+        from mlperf_exp.train.session import train
+
+        return train
+    from mlperf_exp.bench import bench
+
+    return bench
 
 
 def _with_accuracy(plan: Plan, inputs: Inputs, measurement: Measurement, found: earlier.Earlier | None) -> Measurement:
@@ -204,7 +228,8 @@ def make_result(
     """The record of a run; see ``docs/architecture.md`` for its fields."""
     total_s = start.elapsed_s
     shared_s = measurement.engine.seconds if measurement.engine and measurement.engine.reused else 0.0
-    full = plan.config.model.performance_samples or len(inputs.samples)
+    training = isinstance(plan.config.scenario, Training)
+    full = None if training else plan.config.model.performance_samples or len(inputs.samples)
     status = "interrupted" if measurement.interrupted else "failed" if measurement.failure else "finished"
     return {
         "schema": 1,
@@ -247,6 +272,7 @@ def make_result(
         },
         "telemetry": measurement.telemetry,
         **({"search": measurement.search} if measurement.search else {}),
+        **({"training": measurement.training} if measurement.training else {}),
         **({"repeats": summary} if (summary := repeats.summary(measurement)) else {}),
         "artifacts": [],
     }
@@ -286,6 +312,12 @@ def _keep(plan: Plan, result: dict[str, Any], tracker: Tracker, start: Start) ->
     report(plan.run_dir, result)  # once more, now that the time of tracking is known
 
 
+def _training_unfinished(plan: Plan) -> bool:
+    from mlperf_exp.train.session import unfinished as to_be_continued
+
+    return to_be_continued(plan)
+
+
 def _show(plan: Plan, result: dict[str, Any]) -> None:
     if not plan.config.progress:
         return
@@ -318,7 +350,7 @@ def _interrupt(number: int, _: object) -> None:
 def _only_run_in(plan: Plan) -> Iterator[None]:
     """Hold the folder: two runs in one, or a run over another's result, are refused.
 
-    A search that was interrupted left a result, and goes on in its folder.
+    A search or a training that was interrupted left a result, and goes on in its folder.
     """
     folder = plan.run_dir
     with (folder / "run.lock").open("w") as lock:
@@ -328,7 +360,7 @@ def _only_run_in(plan: Plan) -> Iterator[None]:
             raise UserError(
                 "hydra.run.dir", f"another run is writing to {folder}", "Give this one a folder of its own"
             ) from None
-        if unfinished(plan):
+        if unfinished(plan) or (isinstance(plan.config.scenario, Training) and _training_unfinished(plan)):
             (folder / "result.json").unlink(missing_ok=True)
             go_on(folder)
         elif (folder / "result.json").exists():

@@ -39,20 +39,25 @@ def composed(*overrides: str) -> DictConfig:
 
 RUN_BY = {
     config.Decoder: ("vllm", "openai", "simulated"),
-    config.ImageClassifier: ("torch",),
+    config.ImageClassifier: ("torch", "lightning"),
     config.ExtractiveQa: ("torch",),
 }
 
 
-def needed(model: config.Model, hw: config.Hardware, scenario: config.ScenarioRules, backend: str) -> str | None:
+def needed(model: config.Model, hw: config.Hardware, scenario: Any, backend: str) -> str | None:
     """The key that a combination must be refused for, by rule; None: it must be planned."""
     if backend not in RUN_BY[type(model)]:
         return "backend"  # not of its kind
+    if isinstance(scenario, config.Training) is not (backend == "lightning"):
+        return "backend"  # one trains, the others serve
     if (model.benchmark or "").endswith("-edge") and scenario.name.value not in ("Offline", "SingleStream"):
         return "scenario"  # MLPerf has no such scenario at the edge
     if backend in ("vllm", "torch") and hw.nodes > 1:
         return "hw"  # an engine in this process drives one node
     return None
+
+
+MODES = {"simulated": ("performance",), "lightning": ("train",)}
 
 
 @functools.cache
@@ -91,8 +96,8 @@ def test_every_combination_is_planned_or_refused_with_a_reason(model: str, hw: s
         key = needed(parts.model, parts.hw, parts.scenario, backend)
         if key is None:
             plan = make_plan(cfg, tmp_path)
-            assert plan.modes == (("performance",) if backend == "simulated" else ("performance", "accuracy")), what
-            assert bool(plan.engine) == (backend in ("vllm", "torch"))
+            assert plan.modes == MODES.get(backend, ("performance", "accuracy")), what
+            assert bool(plan.engine) == (backend in ("vllm", "torch", "lightning"))
             planned += 1
         else:
             with pytest.raises(UserError) as caught:
@@ -102,7 +107,8 @@ def test_every_combination_is_planned_or_refused_with_a_reason(model: str, hw: s
             assert caught.value.remedy, what
             refused += 1
     assert refused
-    assert bool(planned) == (not hw.startswith("2x") or "vllm" in RUN_BY[type(OmegaConf.to_object(base.model))])
+    able = {"vllm", "lightning"} & set(RUN_BY[type(OmegaConf.to_object(base.model))])
+    assert bool(planned) == (not hw.startswith("2x") or bool(able))
 
 
 @pytest.mark.parametrize("dataset", options("dataset"))
@@ -137,8 +143,9 @@ def test_each_model_brings_its_data_set(model: str, dataset: str) -> None:
 def test_experiments_are_planned_and_yield_to_the_command_line(experiment: str, tmp_path: Path) -> None:
     plan = make_plan(composed(f"experiment={experiment}"), tmp_path)
     assert plan.config.name
-    other = make_plan(composed(f"experiment={experiment}", "name=mine", "scenario.target_qps=3"), tmp_path)
-    assert (other.config.name, other.config.scenario.target_qps) == ("mine", 3.0)
+    key = "base_lr" if plan.modes == ("train",) else "target_qps"
+    other = make_plan(composed(f"experiment={experiment}", "name=mine", f"scenario.{key}=3"), tmp_path)
+    assert (other.config.name, getattr(other.config.scenario, key)) == ("mine", 3.0)
 
 
 def test_every_file_is_an_option_of_a_group_that_the_tests_go_through() -> None:
@@ -175,6 +182,7 @@ SCHEMAS = {
     "hw": config.Hardware,
     "scenario": config.ScenarioRules,
 }
+TRAINING = {"train"}  # scenarios of their own schema
 
 
 @pytest.mark.parametrize("group", SCHEMAS)
@@ -182,8 +190,17 @@ def test_files_state_only_keys_of_their_schema(group: str) -> None:
     for option in options(group):
         node = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
         assert node.pop("defaults")[-1] == "_self_", f"{group}/{option}"
-        assert not list(keys(node, SCHEMAS[group], f"{group}/{option}"))
+        schema: Any = SCHEMAS[group]
+        if group == "scenario" and option in TRAINING:
+            assert list(node) == ["scenario"]
+            node, schema = node["scenario"], config.Training
+        assert not list(keys(node, schema, f"{group}/{option}"))
         assert node["name"] == option
+
+
+def test_training_brings_its_backend_whatever_the_model_s_own() -> None:
+    for words in (("model=resnet50", "scenario=train"), ("scenario=train", "model=resnet50", "hw=2x8xh100")):
+        assert composed(*words).backend.name == "lightning"
 
 
 def schema_of(node: dict[str, Any], group: str, kinds: dict[str, Any]) -> Any:

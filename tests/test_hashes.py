@@ -17,7 +17,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlperf_exp import cli
-from mlperf_exp.config import BACKENDS, DATASETS, MODELS, Config, ExtractiveQa, ImageClassifier, Images, Questions
+from mlperf_exp.config import (
+    BACKENDS,
+    DATASETS,
+    MODELS,
+    Config,
+    ExtractiveQa,
+    ImageClassifier,
+    Images,
+    LightningBackend,
+    Questions,
+    Scenario,
+    Training,
+)
 from mlperf_exp.errors import UserError
 from mlperf_exp.hashes import PARTS, Part, data_hash, engine_hash, leaves, plan_hash, weights_identity
 from mlperf_exp.inputs import Inputs
@@ -50,6 +62,7 @@ def configs() -> list[Config]:
     made.append(replace(base, model=classifier, dataset=Images(name="i")))
     encoder = ExtractiveQa(name="e", path="e", layers=1, hidden_size=1, intermediate_size=1, heads=1)
     made.append(replace(base, model=encoder, dataset=Questions(name="q")))
+    made.append(replace(base, scenario=Training(name=Scenario.train), model=classifier, backend=LightningBackend()))
     return made
 
 

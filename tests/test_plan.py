@@ -30,6 +30,7 @@ from mlperf_exp.config import (
     ScenarioRules,
     Telemetry,
     Tracking,
+    Training,
 )
 from mlperf_exp.credentials import has_credentials
 from mlperf_exp.errors import UserError
@@ -271,8 +272,9 @@ def test_dummy_weights_load_nothing_and_measure_no_accuracy() -> None:
 
 def _wrong() -> Iterator[tuple[str, str, float]]:
     """(backend, key, value): a value below and above each range, and for real numbers those that are none."""
-    groups = {"scenario": ScenarioRules, "hw": Hardware, "tracking": Tracking, "telemetry": Telemetry}
+    groups = {"hw": Hardware, "tracking": Tracking, "telemetry": Telemetry}
     kinds: dict[str, list[tuple[str, Any]]] = {
+        "scenario": [("vllm", ScenarioRules), ("lightning", Training)],
         "backend": list(BACKENDS.items()),
         "model": [("vllm", Decoder), ("torch", ImageClassifier), ("packed", ExtractiveQa)],
         "dataset": [("vllm", Prompts), ("torch", Images), ("packed", Questions)],
@@ -310,6 +312,7 @@ _by_backend: dict[str, Any] = {}
 def _configs(backend: str) -> Any:
     if backend not in _by_backend:
         words = {"openai": ["backend=openai", "backend.urls=[http://h]"], "torch": ["model=resnet50"],
+                 "lightning": ["model=resnet50", "scenario=train"],
                  "packed": ["model=bert_large"]}  # fmt: skip
         _by_backend[backend] = compose("config", ["hw=h100", *words.get(backend, [f"backend={backend}"])])
     return _by_backend[backend].copy()

@@ -66,7 +66,7 @@ def load(plan: Plan) -> Inputs:
     """Find the weights, read the images; see :func:`mlperf_exp.inputs.load`."""
     config, model = plan.config, plan.config.model
     dummy = model.weights is Weights.dummy
-    folder = _folder(config.dataset)
+    folder = folder_of(config.dataset)
     if config.dataset.synthetic or (dummy and (folder is None or not folder.exists())):
         samples = synthetic(model, config.dataset.samples or model.performance_samples or _SYNTHETIC, config.seed)
         why = f"dummy weights need no images, and there is no folder {folder}: random pixels"
@@ -105,7 +105,8 @@ def read(model: ImageClassifier, dataset: Images, folder: Path | None, progress:
     return ImageSet(pixels, np.array([image.label for image in found], dtype=np.int32))
 
 
-def _folder(dataset: Images) -> Path | None:
+def folder_of(dataset: Images) -> Path | None:
+    """The data set's folder, which need not exist; the built-in digits are written first. None: it names none."""
     if dataset.path == "builtin:digits":
         from mlperf_exp.data.digits import write_digits
 

@@ -26,17 +26,17 @@ from mlperf_exp.report.text import duration, figure
 from mlperf_exp.report.view import BETWEEN
 
 # What is drawn on white, and the page's variable that takes its place.
-_INK, _MUTED, _LINE, _ACCENT, _BOUND, _CARD = "#1b1f24", "#59626e", "#d5dae1", "#1f5fbf", "#b42318", "#ffffff"
+INK, _MUTED, _LINE, ACCENT, BOUND, _CARD = "#1b1f24", "#59626e", "#d5dae1", "#1f5fbf", "#b42318", "#ffffff"
 _VARIABLES = {
-    _INK: "--ink", _MUTED: "--muted", _LINE: "--line", _ACCENT: "--accent", _BOUND: "--bad", _CARD: "--card",
+    INK: "--ink", _MUTED: "--muted", _LINE: "--line", ACCENT: "--accent", BOUND: "--bad", _CARD: "--card",
 }  # fmt: skip
 _BEHIND_TEXT = {"boxstyle": "square,pad=0.15", "facecolor": _CARD, "edgecolor": "none", "alpha": 0.85}
-_STYLE: dict[str, Any] = {
+STYLE: dict[str, Any] = {
     "font.size": 9.0,
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
-    "text.color": _INK,
+    "text.color": INK,
     "axes.edgecolor": _MUTED,
-    "axes.labelcolor": _INK,
+    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -45,8 +45,8 @@ _STYLE: dict[str, Any] = {
     "grid.linewidth": 0.6,
     "xtick.color": _MUTED,
     "ytick.color": _MUTED,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
     "lines.linewidth": 1.6,
     "svg.fonttype": "none",
     "svg.hashsalt": "mlperf_exp",
@@ -86,7 +86,7 @@ def draw(
 
 def _of_series(series: Series, bounds: Mapping[str, float | None]) -> list[Chart]:
     charts = []
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for key, label in (("ttft", "Time to first token"), ("tpot", "Time per output token"), ("latency", "Latency")):
             if key in series.distributions:
                 charts.append(_distribution(key, label, series.distributions[key], bounds.get(key)))
@@ -99,11 +99,11 @@ def _of_series(series: Series, bounds: Mapping[str, float | None]) -> list[Chart
 
 def knee(points: Sequence[tuple[float, float, bool]], bound: float | None, label: str) -> Chart:
     """Latency at p99 (ms) against the rate (queries/s) of a search's probes; each says whether it was valid."""
-    with mpl.rc_context(_STYLE):
-        picture, axes = _figure()
+    with mpl.rc_context(STYLE):
+        picture, axes = blank()
         ordered = sorted(points)
         axes.plot([rate for rate, _, _ in ordered], [ms for _, ms, _ in ordered], color=_LINE, zorder=1)
-        for valid, colour, marker, name in ((True, _ACCENT, "o", "valid"), (False, _BOUND, "x", "not valid")):
+        for valid, colour, marker, name in ((True, ACCENT, "o", "valid"), (False, BOUND, "x", "not valid")):
             chosen = [(rate, ms) for rate, ms, good in ordered if good is valid]
             if chosen:
                 axes.plot(*zip(*chosen, strict=True), marker, color=colour, markersize=6, label=name, zorder=3)
@@ -112,14 +112,14 @@ def knee(points: Sequence[tuple[float, float, bool]], bound: float | None, label
         axes.set(xlabel="Offered rate (queries/s)", ylabel=f"{label} p99 (ms)")
         words = f"{label} at p99 against the rate, {len(ordered)} tests"
         if bound is not None:
-            axes.axhline(bound, color=_BOUND, linestyle=(0, (5, 3)), linewidth=1.4)
+            axes.axhline(bound, color=BOUND, linestyle=(0, (5, 3)), linewidth=1.4)
             words += f"; bound {figure(bound, 'ms')} (dashed)"
         axes.legend(frameon=False, loc="upper left")
-        return _chart("knee", "Latency against rate", f"{words}. Logarithmic axes.", picture)
+        return finish("knee", "Latency against rate", f"{words}. Logarithmic axes.", picture)
 
 
 def _distribution(key: str, label: str, data: Distribution, bound: float | None) -> Chart:
-    picture, axes = _figure()
+    picture, axes = blank()
     low, high = float(data.ms[0]), float(data.ms[-1])
     farthest = high if bound is None else max(high, bound)
     logarithmic = low > 0 and farthest / low > 20
@@ -129,22 +129,22 @@ def _distribution(key: str, label: str, data: Distribution, bound: float | None)
     else:
         axes.set_xlim(0, farthest * 1.12 or 1)
         axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.plot([low, *data.ms], [0, *data.percent], color=_ACCENT, drawstyle="steps-post")
+    axes.plot([low, *data.ms], [0, *data.percent], color=ACCENT, drawstyle="steps-post")
     axes.set(ylim=(0, 104), xlabel=f"{label} (ms)", ylabel="Queries done within it (%)")
     for percent, value, marker in ((50, data.p50, "o"), (99, data.p99, "s")):
-        axes.plot([value], [percent], marker, color=_INK, markersize=5, zorder=5)
+        axes.plot([value], [percent], marker, color=INK, markersize=5, zorder=5)
         left = _share(axes, value) > 0.72
         axes.annotate(f"p{percent}  {figure(value, 'ms')}", (value, percent), xytext=(-8 if left else 8, -11),
                       textcoords="offset points", ha="right" if left else "left", fontweight="bold",
                       bbox=_BEHIND_TEXT)  # fmt: skip
     words = f"{data.count:,} queries: p50 {figure(data.p50, 'ms')}, p99 {figure(data.p99, 'ms')}"
     if bound is not None:
-        axes.axvline(bound, color=_BOUND, linestyle=(0, (5, 3)), linewidth=1.4)
+        axes.axvline(bound, color=BOUND, linestyle=(0, (5, 3)), linewidth=1.4)
         left = _share(axes, bound) > 0.5
-        axes.annotate(f"p99 bound {figure(bound, 'ms')}", (bound, 22), xytext=(-6 if left else 6, 0), color=_BOUND,
+        axes.annotate(f"p99 bound {figure(bound, 'ms')}", (bound, 22), xytext=(-6 if left else 6, 0), color=BOUND,
                       textcoords="offset points", ha="right" if left else "left", fontweight="bold")  # fmt: skip
         words += f"; bound at p99 {figure(bound, 'ms')}"
-    return _chart(key, f"{label}: distribution", f"{words}.{' Logarithmic time axis.' if logarithmic else ''}", picture)
+    return finish(key, f"{label}: distribution", f"{words}.{' Logarithmic time axis.' if logarithmic else ''}", picture)
 
 
 def _throughput(rate: Rate) -> Chart:
@@ -159,7 +159,7 @@ def _throughput(rate: Rate) -> Chart:
         mean = float((values * np.diff(rate.edges_s)).sum() / length)
         means.append(figure(mean, unit))
         _stairs(axes, rate.edges_s, values)
-        axes.axhline(mean, color=_INK, linestyle=(0, (2, 2)), linewidth=1)
+        axes.axhline(mean, color=INK, linestyle=(0, (2, 2)), linewidth=1)
         axes.set(ylabel=unit, xlim=(0, length))
         axes.set_ylim(0, (float(np.max(values)) or 1.0) * 1.25)
         axes.annotate(f"mean {figure(mean, unit)}", (1, 0.98), xycoords="axes fraction", ha="right", va="top")
@@ -171,17 +171,17 @@ def _throughput(rate: Rate) -> Chart:
         f"Completed in bins of {width}: mean {means[0]} and {means[1]} (dashed). "
         "A query's tokens count when the query completes."
     )
-    return _chart("throughput", "Throughput over time", caption, picture)
+    return finish("throughput", "Throughput over time", caption, picture)
 
 
 def _in_flight(flight: Flight) -> Chart:
-    picture, axes = _figure()
+    picture, axes = blank()
     _stairs(axes, flight.edges_s, flight.peak)
     top = float(np.max(flight.peak))
     axes.set(xlim=(0, float(flight.edges_s[-1])), ylim=(0, (top or 1) * 1.1),
              xlabel="Time since the first query (s)", ylabel="Queries in flight")  # fmt: skip
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    return _chart("in_flight", "Queries in flight", f"The most in each bin of time; at most {top:,.0f}.", picture)
+    return finish("in_flight", "Queries in flight", f"The most in each bin of time; at most {top:,.0f}.", picture)
 
 
 def _phases(phases: Sequence[tuple[str, float]], total_s: float | None) -> Chart:
@@ -192,13 +192,13 @@ def _phases(phases: Sequence[tuple[str, float]], total_s: float | None) -> Chart
     axes = picture.subplots()
     start = 0.0
     for row, (name, seconds) in enumerate(rows):
-        colour = _MUTED if name == BETWEEN else _ACCENT
+        colour = _MUTED if name == BETWEEN else ACCENT
         axes.barh(row, max(seconds, end * 0.002), left=start, height=0.62, color=colour)
         # Beside the bar where there is room, inside a long one, before a short one at the far end.
         beside, inside = start + seconds < 0.78 * end, seconds > 0.3 * end
         axes.annotate(duration(seconds), (start + seconds if beside or inside else start, row),
                       xytext=(4 if beside else -4, 0), textcoords="offset points", va="center",
-                      ha="left" if beside else "right", color=_INK if beside or not inside else _CARD)  # fmt: skip
+                      ha="left" if beside else "right", color=INK if beside or not inside else _CARD)  # fmt: skip
         start += seconds
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.invert_yaxis()
@@ -208,21 +208,22 @@ def _phases(phases: Sequence[tuple[str, float]], total_s: float | None) -> Chart
     longest = max(rows, key=lambda row: row[1])
     whole = f"{duration(total_s)} in all; " if total_s is not None else "The whole wall time is not known; "
     caption = f"{whole}the longest is {longest[0].lower()} with {duration(longest[1])}."
-    return _chart("phases", "Where the time went", caption, picture)
+    return finish("phases", "Where the time went", caption, picture)
 
 
 def _tick(value: float, _: int) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
 
 
-def _figure() -> tuple[Figure, Any]:
+def blank() -> tuple[Figure, Any]:
+    """An empty picture with one pair of axes."""
     picture = Figure(figsize=(5.2, 3.0), layout="constrained")
     return picture, picture.subplots()
 
 
 def _stairs(axes: Any, edges: Floats, values: Floats) -> None:
-    axes.stairs(values, edges, fill=True, color=_ACCENT, alpha=0.16)
-    axes.stairs(values, edges, color=_ACCENT, linewidth=1.3)
+    axes.stairs(values, edges, fill=True, color=ACCENT, alpha=0.16)
+    axes.stairs(values, edges, color=ACCENT, linewidth=1.3)
 
 
 def _share(axes: Any, x: float) -> float:
@@ -230,7 +231,8 @@ def _share(axes: Any, x: float) -> float:
     return float(axes.transAxes.inverted().transform(axes.transData.transform((x, 0)))[0])
 
 
-def _chart(name: str, title: str, caption: str, picture: Figure) -> Chart:
+def finish(name: str, title: str, caption: str, picture: Figure) -> Chart:
+    """The picture as a chart, in both forms."""
     for axes in picture.axes:
         axes.xaxis.set_major_formatter(FuncFormatter(_tick))
         if name != "phases":  # its rows have names

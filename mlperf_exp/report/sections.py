@@ -7,12 +7,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlperf_exp.report import client_section, expected, insight, repeats_section, search_section, telemetry_section
+from mlperf_exp.report import (
+    client_section,
+    expected,
+    insight,
+    repeats_section,
+    search_section,
+    telemetry_section,
+    training_section,
+)
 from mlperf_exp.report.section import Build, Section
 
 log = logging.getLogger(__name__)
 
 SECTIONS: tuple[Build, ...] = (
+    training_section.section,
     search_section.build,
     repeats_section.build,
     client_section.build,

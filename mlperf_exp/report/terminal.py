@@ -35,9 +35,10 @@ def summary_table(result: Mapping[str, Any], run_dir: Path | None = None) -> Ren
     if len(judgement.reasons) > _REASONS:
         parts.append(_bullet(f"and {len(judgement.reasons) - _REASONS} more reasons, in the report"))
     parts += [Text(), _figures(shown), Text()]
-    parts.append(_pair("MLPerf's figure", shown.honest.mlperf, "performance test alone"))
+    of = shown.honest.of.rstrip(".").removeprefix("Over the ")
+    parts.append(_pair("MLPerf's figure", shown.honest.mlperf, of[0].lower() + of[1:]))
     parts.append(_pair("Whole wall time", shown.honest.wall, shown.honest.share))
-    parts.append(_pair("Full data set", shown.honest.projection))
+    parts += [_pair("One epoch" if shown.trains else "Full data set", shown.honest.projection)]
     parts += [_pair(name, value) for name, value in _places(result, run_dir)]
     parts += [_pair("Insight", sentence) for sentence in sentences(result)[:_INSIGHTS]]
     warnings = view.part(result, "verdict").get("warnings") or []

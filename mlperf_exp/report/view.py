@@ -26,6 +26,15 @@ PHASES = {
     "score_s": "Scoring",
     "track_s": "Tracking",
 }
+TRAINING_PHASES = {
+    "prepare_s": "Preparation",
+    "init_s": "Initialization",
+    "train_s": "Training",
+    "evaluate_s": "Evaluation",
+    "stop_s": "Stop of the processes",
+    "check_s": "Check of MLPerf's log",
+    "track_s": "Tracking",
+}
 BETWEEN = "Between phases"  # the part of the wall time that no phase accounts for
 _ENTRIES = 200  # rows shown of lists whose length the run does not bound
 _SHOWN_OF_A_LIST = 16  # LoadGen logs the index of every sample that it loaded
@@ -71,6 +80,7 @@ class Honest:
     share: str
     basis: str
     projection: str
+    of: str = "Over the performance test alone."
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +114,7 @@ class View:
     packages: tuple[tuple[str, str], ...]
     compliance: tuple[tuple[str, str], ...]
     artifacts: tuple[tuple[str, float | None, str], ...]
+    trains: bool = False  # a training, which has no queries, no latencies and no LoadGen
 
 
 def part(value: Any, *keys: str) -> dict[str, Any]:
@@ -133,17 +144,19 @@ def build(result: Mapping[str, Any]) -> View:
     run, config = part(result, "run"), part(result, "plan", "config")
     environment = part(result, "environment")
     packages = part(environment, "packages")
-    phases, total = _phases(result), number(part(result, "phases").get("total_s"))
+    trains = trained(result)
+    names = TRAINING_PHASES if trains else PHASES
+    phases, total = _phases(result, names), number(part(result, "phases").get("total_s"))
     return View(
         title=plain(run.get("name") or run.get("id") or "Run without a name", 200),
         facts=_facts(run, config, total),
         judgement=_judgement(result),
-        key_figures=_key_figures(result),
-        honest=_honest(result),
+        key_figures=_training_figures(result) if trains else _key_figures(result),
+        honest=_training_time(result) if trains else _honest(result),
         accuracy=_accuracy(result),
         percentiles=_percentiles(part(result, "metrics")),
         phases=phases,
-        phases_missing=", ".join(name.lower() for name in PHASES.values() if name not in dict(phases)),
+        phases_missing=", ".join(name.lower() for name in names.values() if name not in dict(phases)),
         total_s=total,
         tests=_tests(result),
         derived=tuple(
@@ -161,7 +174,13 @@ def build(result: Mapping[str, Any]) -> View:
             for a in items(result.get("artifacts"))
             if isinstance(a, Mapping)
         ),
+        trains=trains,
     )
+
+
+def trained(result: Mapping[str, Any]) -> bool:
+    """Whether the run was a training."""
+    return part(result, "plan", "config", "scenario").get("name") == "train"
 
 
 def _value(value: Any) -> str:
@@ -244,6 +263,37 @@ def _key_figures(result: Mapping[str, Any]) -> tuple[Row, ...]:
     errors = metrics.get("errors", part(result, "tests", "performance").get("errors"))
     rows.append(Row("Errors", figure(errors), "none allowed", at_most(errors, 0)))
     return tuple(rows)
+
+
+def _training_figures(result: Mapping[str, Any]) -> tuple[Row, ...]:
+    metrics, record = part(result, "metrics"), part(result, "training")
+    ranks = number(record.get("ranks"))
+    rows = [
+        Row("Samples per second", figure(metrics.get("samples_per_second"), "samples/s")),
+        Row("Samples per second of a process", figure(metrics.get("samples_per_second_per_process"), "samples/s")),
+        Row("Processes", figure(ranks)),
+        Row("Epochs", figure(metrics.get("epochs"))),
+        Row("Time to the target", duration(metrics.get("time_to_target_s"))),
+        Row("Waiting for data", figure(metrics.get("data_wait_percent"), "%")),
+    ]
+    mfu = number(metrics.get("model_flops_utilization_percent"))
+    if mfu is not None:
+        rows.append(Row("Model FLOP/s utilization", figure(mfu, "%"), f"≤ {figure(100.0, '%')}", at_most(mfu, 100.0)))
+    return tuple(row for row in rows if row.name != "Processes" or ranks is not None)
+
+
+def _training_time(result: Mapping[str, Any]) -> Honest:
+    metrics, phases = part(result, "metrics"), part(result, "phases")
+    run, total = number(metrics.get("run_s")), number(phases.get("total_s"))
+    epoch = number(metrics.get("epoch_s"))
+    return Honest(
+        mlperf=duration(run),
+        wall=duration(total),
+        share=f"MLPerf's figure is {100 * run / total:.0f} % of it" if run is not None and total else "",
+        basis="From the start of the process to the end of tracking, initialization included.",
+        projection=f"An epoch takes {duration(epoch)} without evaluation." if epoch is not None else "",
+        of="From run_start to run_stop in MLPerf's log, evaluation included.",
+    )
 
 
 def _gives_tokens(result: Mapping[str, Any]) -> bool:
@@ -330,9 +380,9 @@ def _percentiles(metrics: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
     return tuple(rows)
 
 
-def _phases(result: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+def _phases(result: Mapping[str, Any], names: Mapping[str, str]) -> tuple[tuple[str, float], ...]:
     phases = part(result, "phases")
-    seconds = ((name, number(phases.get(key))) for key, name in PHASES.items())
+    seconds = ((name, number(phases.get(key))) for key, name in names.items())
     rows = [(name, value) for name, value in seconds if value is not None and value >= 0]
     total = number(phases.get("total_s"))
     rest = 0.0 if total is None else total - sum(value for _, value in rows)

@@ -13,9 +13,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from mlperf_exp.errors import ExperimentError, UserError
-from mlperf_exp.submission import official, system
+from mlperf_exp.submission import official, system, training
 from mlperf_exp.submission.build import build
 from mlperf_exp.submission.check import check
 from mlperf_exp.submission.rules import DIVISIONS, ROUND
@@ -62,13 +63,34 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _template(options: argparse.Namespace) -> int:
+    folders = [Path(name) for name in options.runs]
+    if training.is_training(folders):
+        print(training.template(folders), end="")
+        return 0
     with _sources(options.runs, options.uri) as sources:
         print(system.template(sources), end="")
     return 0
 
 
+def _build_training(options: argparse.Namespace, folders: list[Path], given: dict[str, Any]) -> int:
+    if options.draft:
+        raise UserError(
+            "--draft", "is for MLPerf Inference", "Leave it out; mlperf_exp.train.summary takes any runs"
+        )
+    package = training.build(folders, options.submitter, options.division, given, options.out)
+    accepted, said = training.official(package)
+    print(f"{package.summary.benchmark}: {package.summary.minutes:.4f} min of {len(package.summary.runs)} runs")
+    print(f"MLCommons' package checker ({package.ruleset}): {'accepted' if accepted else 'refused'} {package.root}")
+    for line in said:
+        print(f"- {line}")
+    return 0 if accepted else _FOUND
+
+
 def _build(options: argparse.Namespace) -> int:
     given = system.read(options.system)
+    folders = [Path(name) for name in options.runs]
+    if training.is_training(folders):
+        return _build_training(options, folders, given)
     with _sources(options.runs, options.uri) as sources:
         built = build(sources, options.submitter, options.division, given, options.out, options.draft)
     for entry in built.entries:

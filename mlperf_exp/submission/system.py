@@ -30,7 +30,7 @@ _HINTS = {
     "accelerator_interconnect": "such as NVLink 900 GB/s, or N/A",
     "cooling": "such as air",
 }
-_OTHER = ("system_id", "measurements")
+_OTHER = ("system_id", "measurements", "host_processor_vcpu_count")  # the last is MLPerf Training's
 
 
 def known(sources: Sequence[Source]) -> dict[str, Any]:

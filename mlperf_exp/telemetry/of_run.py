@@ -26,7 +26,7 @@ def add(plan: Plan, measurement: Measurement, sampler: Sampler) -> Measurement:
     """``measurement`` with the figures of its performance test's window; the sampler has ended by now."""
     if not plan.config.telemetry.enabled:
         return measurement
-    window = next((test.window_ns for test in measurement.tests if test.mode == "performance"), None)
+    window = next((test.window_ns for test in measurement.tests if test.mode == "performance"), measurement.window_ns)
     try:
         header, samples = energy.read(plan.run_dir / FILE)
         summary = energy.summarize(header, samples, window, measurement.metrics, not_the_system(plan))

@@ -17,7 +17,7 @@ import torch
 
 from mlperf_exp.errors import UserError
 from mlperf_exp.files import write_json
-from mlperf_exp.train.job import Job
+from mlperf_exp.train.job import ANOTHER, Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def save(job: Job, step: int, network: dict[str, Any], optimizer: dict[str, Any]
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        facts = {"bytes": aside.stat().st_size, "sha256": _digest(aside), "step": step}
+        facts = {"bytes": aside.stat().st_size, "sha256": _digest(aside), "step": step, "identity": job.identity()}
         aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)
@@ -95,11 +95,6 @@ def _digest(path: Path) -> str:
 
 
 def _check_identity(path: Path, found: dict[str, Any], job: Job) -> None:
-    wanted = job.identity()
-    for key in wanted:
-        if found.get(key) != wanted[key]:
-            raise UserError(
-                "train.resume",
-                f"{path.name} was made with {key}={found.get(key)}, this run has {key}={wanted[key]}",
-                "Continue with the same settings, or start anew with train.resume=never in another folder",
-            )
+    difference = job.difference(found)
+    if difference is not None:
+        raise UserError("resume", f"{path.name} {difference}", ANOTHER)

@@ -85,10 +85,14 @@ class Stages:
     no ``len``, so that Lightning looks one batch ahead to see its end. ``waited_s`` adds up the time spent waiting.
     """
 
-    def __init__(self, job: Job, source: Source, first_step: int) -> None:
-        self._job, self._source, self._next = job, source, first_step
+    def __init__(self, job: Job, source: Source) -> None:
+        self._job, self._source, self._next = job, source, 0
         self._batches: Iterator[Batch] | None = None
         self.waited_s = 0.0
+
+    def start_at(self, step: int) -> None:
+        """Where to begin; before anything was read."""
+        self._next = step
 
     def __iter__(self) -> Iterator[Batch]:
         if self._batches is None:

@@ -82,8 +82,3 @@ def reference(global_batch: int) -> tuple[Point, str]:
         between(low.epochs, high.epochs),
     )
     return point, f"between the reference points of batch sizes {low.global_batch:,} and {high.global_batch:,}"
-
-
-def allowed_weight_decay(value: float) -> bool:
-    """Whether MLPerf's closed division allows it: 1e-4 times a power of two."""
-    return value > 0 and abs(math.log2(value / 1e-4) - round(math.log2(value / 1e-4))) < 1e-9

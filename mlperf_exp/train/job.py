@@ -10,6 +10,8 @@ import msgspec
 
 from mlperf_exp.files import write_atomic
 
+ANOTHER = "Continue with the same settings, or start anew in another folder (hydra.run.dir)"  # another run's checkpoint
+
 
 @dataclass(frozen=True, slots=True)
 class Optimization:
@@ -127,6 +129,13 @@ class Job:
         )  # fmt: skip
         values = {name: getattr(self, name) for name in kept}
         return values | {"optimization": msgspec.to_builtins(self.optimization)}
+
+    def difference(self, found: dict[str, Any]) -> str | None:
+        """The first setting in which a checkpoint's identity differs, in words; None: it may be continued."""
+        for key, wanted in self.identity().items():
+            if found.get(key) != wanted:
+                return f"was made with {key}={found.get(key)}, this run has {key}={wanted}"
+        return None
 
     def write(self, path: Path) -> None:
         """Hand the job over."""

@@ -22,11 +22,11 @@ class Classifier(L.LightningModule):
     ``step_done`` counts optimizer steps; the rate of each is set before it is made. Nothing here waits for the device.
     """
 
-    def __init__(self, job: Job, network: nn.Module, first_step: int = 0) -> None:
+    def __init__(self, job: Job, network: nn.Module) -> None:
         super().__init__()
         self.job = job
         self.network = network.to(memory_format=torch.channels_last) if job.channels_last else network
-        self.step_done = first_step
+        self.step_done = 0
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1) * 255, persistent=False)
         self._loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = self._plain_loss

@@ -6,13 +6,9 @@ all-reduce that is sent at one step and awaited at the next, so that nobody stan
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812
@@ -22,6 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from mlperf_exp.train.feed import Stages
 from mlperf_exp.train.job import Job
 from mlperf_exp.train.module import Classifier
+from mlperf_exp.train.progress_log import FILE, Entry, Line, append
 
 
 class Diverged(RuntimeError):
@@ -30,36 +27,6 @@ class Diverged(RuntimeError):
 
 class Stopped(Exception):
     """The run ends before its target, by request."""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of ``train/progress.jsonl``: steps up to ``step``, since the line before.
-
-    ``samples_per_second`` is over all ranks; ``waited_share`` is rank 0's share of the time spent waiting for data;
-    evaluation and checkpoints are not in ``seconds``.
-    """
-
-    at: float  # Unix seconds
-    step: int
-    epoch: float
-    loss: float
-    learning_rate: float
-    seconds: float
-    samples_per_second: float
-    waited_share: float
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluated:
-    """One evaluation in ``train/progress.jsonl``; ``top1`` in percent, ``run_s`` since the run's start."""
-
-    at: float
-    step: int
-    epoch: int
-    top1: float
-    eval_s: float
-    run_s: float
 
 
 class Pace(Callback):
@@ -77,8 +44,7 @@ class Pace(Callback):
         self._waited = 0.0
         self._group: Any = None
         self._asked: tuple[Any, torch.Tensor] | None = None
-        self._path = job.folder / "progress.jsonl" if rank == 0 else None
-        self.lines: list[Line] = []
+        self._path = job.folder / FILE if rank == 0 else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The clock starts."""
@@ -130,10 +96,10 @@ class Pace(Callback):
         self._line_at = time.perf_counter()
         self._waited = self._stages.waited_s
 
-    def write(self, line: Line | Evaluated) -> None:
-        """Append to ``progress.jsonl`` with one system call."""
+    def write(self, entry: Entry) -> None:
+        """Append to ``progress.jsonl``."""
         if self._path is not None:
-            append(self._path, asdict(line))
+            append(self._path, entry)
 
     def _write_line(self, module: Classifier) -> None:
         job = self._job
@@ -155,7 +121,6 @@ class Pace(Callback):
             samples_per_second=steps * job.global_batch / seconds,
             waited_share=min(1.0, (self._stages.waited_s - self._waited) / seconds),
         )
-        self.lines.append(line)
         self.write(line)
         self._line_step = self.made
         self.restart()
@@ -182,12 +147,3 @@ class Pace(Callback):
             self._asked[0].wait()
             stop, self._asked = stop or bool(self._asked[1][0]), None
         return stop, save
-
-
-def append(path: Path, values: dict[str, Any]) -> None:
-    """One JSON line, written with one system call."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    try:
-        os.write(handle, (json.dumps(values) + "\n").encode())
-    finally:
-        os.close(handle)

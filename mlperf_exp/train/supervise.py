@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,33 +22,12 @@ from typing import Any
 from mlperf_exp.errors import Interrupted
 from mlperf_exp.sut.reaper import Reaper
 from mlperf_exp.train.job import Job
+from mlperf_exp.train.nodes import Nodes
 
 BEAT_LOST_S = 20.0
 _AFTER_LOSS_S = 10.0  # the others fail by themselves in this time, and rank 0 keeps a checkpoint
 _STOP_S = 120.0  # for the step under way and a checkpoint
 _LOOK_S = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Nodes:
-    """A node among those of the run; ``address`` and ``port`` are the first node's."""
-
-    rank: int = 0
-    count: int = 1
-    address: str = "127.0.0.1"
-    port: int = 0
-
-    @classmethod
-    def from_environment(cls, count: int) -> Nodes:
-        """From torchrun's variables, one process a node: GROUP_RANK (or RANK), MASTER_ADDR, MASTER_PORT."""
-        if count == 1:
-            return cls(port=free_port())
-        environment = os.environ
-        rank = int(environment.get("GROUP_RANK", environment.get("RANK", "0")))
-        port = int(environment["MASTER_PORT"])
-        if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun itself listens there
-            port += 1
-        return cls(rank, count, environment["MASTER_ADDR"], port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +38,15 @@ class Ended:
     interrupted: bool
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def run(job: Job, nodes: Nodes, on_look: Callable[[], None]) -> Ended:
-    """Start the ranks, wait for them; ``on_look`` is called several times a second."""
+def run(job: Job, nodes: Nodes, on_look: Callable[[], None], variables: Mapping[str, str] | None = None) -> Ended:
+    """Start the ranks, wait for them; ``on_look`` is called several times a second, ``variables`` are theirs."""
     reaper = Reaper.start()
     ranks: list[_Rank] = []
     control: _Control | None = None
     try:
         control = _Control(nodes) if nodes.count > 1 else None
         per_node = job.world // nodes.count
-        ranks = [_Rank(job, nodes, local, per_node) for local in range(per_node)]
+        ranks = [_Rank(job, nodes, local, per_node, variables or {}) for local in range(per_node)]
         return _watch(ranks, control, on_look)
     finally:
         for rank in ranks:
@@ -125,22 +97,26 @@ def _failure(ranks: list[_Rank], control: _Control | None) -> str | None:
 class _Rank:
     """One process; its output goes to ``train/rank-N.log``."""
 
-    def __init__(self, job: Job, nodes: Nodes, local: int, per_node: int) -> None:
+    def __init__(self, job: Job, nodes: Nodes, local: int, per_node: int, variables: Mapping[str, str]) -> None:
         self.number = nodes.rank * per_node + local
         self._folder = job.folder
         self._host = socket.gethostname()
         self._log = job.folder / f"rank-{self.number}.log"
         self._error = job.folder / f"rank-{self.number}.error"
         self._error.unlink(missing_ok=True)
-        environment = os.environ | {
-            "RANK": str(self.number),
-            "LOCAL_RANK": str(local),
-            "WORLD_SIZE": str(job.world),
-            "LOCAL_WORLD_SIZE": str(per_node),
-            "GROUP_RANK": str(nodes.rank),
-            "MASTER_ADDR": nodes.address,
-            "MASTER_PORT": str(nodes.port),
-        }
+        environment = (
+            os.environ
+            | dict(variables)
+            | {
+                "RANK": str(self.number),
+                "LOCAL_RANK": str(local),
+                "WORLD_SIZE": str(job.world),
+                "LOCAL_WORLD_SIZE": str(per_node),
+                "GROUP_RANK": str(nodes.rank),
+                "MASTER_ADDR": nodes.address,
+                "MASTER_PORT": str(nodes.port),
+            }
+        )
         environment.pop("TORCHELASTIC_USE_AGENT_STORE", None)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -22,11 +22,12 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from mlperf_exp.errors import ExperimentError
 from mlperf_exp.files import write_atomic, write_json
-from mlperf_exp.train import checkpoint, feed, images
+from mlperf_exp.train import checkpoint, feed, folders, images
 from mlperf_exp.train.job import Job
 from mlperf_exp.train.mlperf_log import MlperfLog
 from mlperf_exp.train.module import Classifier, Data, average_statistics
-from mlperf_exp.train.pace import Diverged, Evaluated, Pace, Stopped
+from mlperf_exp.train.pace import Diverged, Pace, Stopped
+from mlperf_exp.train.progress_log import Evaluated, Started
 
 _TIMEOUT = timedelta(seconds=180)  # of a collective: a rank that is lost without a word is noticed after so long
 _stop = False
@@ -36,23 +37,15 @@ _stop = False
 class Outcome:
     """What rank 0 leaves: how the run ended, and its figures.
 
-    ``status`` is reached, missed (all epochs made), stopped (asked to end) or speed (no evaluation wanted). ``run_s``
-    is MLPerf's time, from run_start to run_stop; ``init_s`` what came before it. ``samples_per_second`` is over the
-    steps after the first line, without evaluation; ``whole_samples_per_second`` over all of ``run_s``.
+    ``status`` is reached, missed (all epochs made), stopped (asked to end) or speed (no evaluation wanted).
+    ``window_ns`` is MLPerf's time, from run_start to run_stop, by ``perf_counter_ns``; rates are in ``progress.jsonl``.
     """
 
     status: str
     step: int
     first_step: int
-    epochs: float
-    top1: float | None
-    init_s: float
-    run_s: float
+    window_ns: tuple[int, int]
     eval_s: float
-    samples_per_second: float | None
-    whole_samples_per_second: float
-    waited_share: float | None
-    loss: float | None
     peak_memory_mib: float
     notes: tuple[str, ...] = ()
 
@@ -89,27 +82,25 @@ def _reason(error: BaseException) -> str:
 
 def train(job: Job, rank: int) -> None:
     """Initialize, train to the target or to the end, leave the outcome."""
-    began = time.perf_counter()
     if job.threads:
         torch.set_num_threads(job.threads)
     torch.set_float32_matmul_precision("high")
     log = MlperfLog(job, job.folder / "result_0.txt" if rank == 0 else None)
     log.init()
     L.seed_everything(job.seed, verbose=False)
-    saved, torn = checkpoint.newest(job) if job.resume else (None, [])
-    first_step = saved.step if saved else 0
-    module = Classifier(job, _network(job), first_step)
+    saved, torn = checkpoint.newest(job) if job.resume and rank == 0 else (None, [])
+    module = Classifier(job, _network(job))
     if saved:
-        module.network.load_state_dict(saved.network)
+        module.network.load_state_dict(saved.network)  # DDP gives it to the other ranks
     source, validation = _data(job, rank)
-    stages = feed.Stages(job, source, first_step)
+    stages = feed.Stages(job, source)
 
     def save() -> None:
         average_statistics(module.network)
         _save(job, rank, module, trainer)
 
     pace = Pace(job, rank, stages, save, lambda: _stop)
-    run = _Run(job, rank, log, pace, began, saved.optimizer if saved else None)
+    run = _Run(job, rank, log, pace, stages, saved)
     trainer = _trainer(job, [run, pace])
     status = "speed"
     try:
@@ -123,12 +114,12 @@ def train(job: Job, rank: int) -> None:
         log.run_stop(reached=False)
         raise
     except BaseException:
-        if rank == 0 and pace.made > first_step and pace.made == module.step_done:
+        if rank == 0 and pace.made > run.first_step and pace.made == module.step_done:
             _save(job, rank, module, trainer)
         raise
     log.run_stop(reached=status == "reached")
     if rank == 0:
-        write_json(job.folder / "outcome.json", asdict(run.outcome(status, first_step, tuple(torn))))
+        write_json(job.folder / "outcome.json", asdict(run.outcome(status, tuple(torn))))
 
 
 def _network(job: Job) -> torch.nn.Module:
@@ -140,7 +131,7 @@ def _network(job: Job) -> torch.nn.Module:
 def _data(job: Job, rank: int) -> tuple[feed.Source, Any]:
     if job.data is None:
         return feed.Synthetic(job, rank), None
-    train, val = images.find(Path(job.data))
+    train, val = folders.find(Path(job.data))
     shares = torch.utils.data.Subset(images.ValidationImages(val, job.image_size), range(rank, len(val), job.world))
     validation = torch.utils.data.DataLoader(
         shares,
@@ -195,11 +186,19 @@ class _Run(Callback):
     """The order of a run: warm-up, run_start, blocks and evaluations, the end."""
 
     def __init__(
-        self, job: Job, rank: int, log: MlperfLog, pace: Pace, began: float, optimizer: dict[str, Any] | None
+        self,
+        job: Job,
+        rank: int,
+        log: MlperfLog,
+        pace: Pace,
+        stages: feed.Stages,
+        saved: checkpoint.Saved | None,
     ) -> None:
-        self._job, self._rank, self._log, self._pace, self._began = job, rank, log, pace, began
-        self._optimizer = optimizer
-        self._run_started = self._eval_started = 0.0
+        self._job, self._rank, self._log, self._pace, self._stages = job, rank, log, pace, stages
+        self._saved = saved
+        self.first_step = 0
+        self._run_started_ns = 0
+        self._eval_started = 0.0
         self._eval_s = 0.0
         self._block_first: int | None = None
         self.reached = False
@@ -210,10 +209,23 @@ class _Run(Callback):
         assert isinstance(pl_module, Classifier)
         if self._job.warmup_iterations:
             _warm_up(self._job, trainer, pl_module)
-        if self._optimizer is not None:
-            trainer.optimizers[0].load_state_dict(self._optimizer)
-        self._run_started = time.perf_counter()
+        self.first_step, optimizer = self._where_it_stopped()
+        if optimizer is not None:
+            trainer.optimizers[0].load_state_dict(optimizer)
+        pl_module.step_done = self.first_step
+        self._stages.start_at(self.first_step)
+        self._run_started_ns = time.perf_counter_ns()
         self._log.run_start()
+        self._pace.write(Started(time.time(), pl_module.step_done))
+
+    def _where_it_stopped(self) -> tuple[int, dict[str, Any] | None]:
+        """The step and the optimizer's state of the checkpoint that rank 0 has read: other nodes need not see it."""
+        saved = self._saved
+        found: list[Any] = [(saved.step, saved.optimizer) if saved else (0, None)]
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast_object_list(found, device=torch.device(self._job.device))
+        step, optimizer = found[0]
+        return step, optimizer
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A block of epochs begins."""
@@ -241,9 +253,8 @@ class _Run(Callback):
         epoch = pl_module.step_done // self._job.steps_per_epoch
         self._top1 = pl_module.top1
         self._log.eval_stop(epoch, self._top1)
-        self._pace.write(
-            Evaluated(time.time(), pl_module.step_done, epoch, self._top1, seconds, now - self._run_started)
-        )
+        run_s = now - self._run_started_ns / 1e9
+        self._pace.write(Evaluated(time.time(), pl_module.step_done, epoch, "top1", self._top1, seconds, run_s))
         self._pace.restart()
         self.reached = self._job.target is not None and self._top1 >= self._job.target
 
@@ -255,28 +266,15 @@ class _Run(Callback):
         if self.reached or pl_module.step_done >= self._job.total_steps:
             trainer.should_stop = True
 
-    def outcome(self, status: str, first_step: int, notes: tuple[str, ...]) -> Outcome:
+    def outcome(self, status: str, notes: tuple[str, ...]) -> Outcome:
         """The run's figures."""
-        job, pace, now = self._job, self._pace, time.perf_counter()
-        run_s = now - self._run_started
-        steady = pace.lines[1:] or pace.lines  # the first line has what is done once
-        seconds = sum(line.seconds for line in steady)
-        samples = sum(line.samples_per_second * line.seconds for line in steady)
-        waited = sum(line.waited_share * line.seconds for line in steady)
         return Outcome(
             status=status,
-            step=pace.made,
-            first_step=first_step,
-            epochs=pace.made / job.steps_per_epoch,
-            top1=self._top1,
-            init_s=self._run_started - self._began,
-            run_s=run_s,
+            step=self._pace.made,
+            first_step=self.first_step,
+            window_ns=(self._run_started_ns, time.perf_counter_ns()),
             eval_s=self._eval_s,
-            samples_per_second=samples / seconds if seconds else None,
-            whole_samples_per_second=(pace.made - first_step) * job.global_batch / run_s,
-            waited_share=waited / seconds if seconds else None,
-            loss=pace.lines[-1].loss if pace.lines else None,
-            peak_memory_mib=_peak_memory_mib(job),
+            peak_memory_mib=_peak_memory_mib(self._job),
             notes=notes,
         )
 

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from mlperf_exp.errors import UserError
-from mlperf_exp.train import images
+from mlperf_exp.train import folders, images
 
 
 def picture(path, mode="RGB", size=(40, 30)):
@@ -23,7 +23,7 @@ def data(tmp_path):
 
 
 def test_images_and_classes_in_sorted_order(data):
-    train, val = images.find(data)
+    train, val = folders.find(data)
     assert train.classes == ("cat", "dog")
     assert train.labels == (0, 0, 0, 1, 1, 1)
     assert train.paths[0] == "cat/0.jpg"
@@ -31,7 +31,7 @@ def test_images_and_classes_in_sorted_order(data):
 
 
 def test_what_is_drawn_depends_on_seed_epoch_and_index_alone(data):
-    train, _ = images.find(data)
+    train, _ = folders.find(data)
     a = images.TrainingImages(train, 16, seed=1)
     b = images.TrainingImages(train, 16, seed=1)
     b[(0, 5)]
@@ -42,7 +42,7 @@ def test_what_is_drawn_depends_on_seed_epoch_and_index_alone(data):
 
 
 def test_drawing_leaves_the_global_generator_alone(data):
-    train, _ = images.find(data)
+    train, _ = folders.find(data)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -60,7 +60,7 @@ def test_grey_and_cmyk_become_rgb(tmp_path, mode):
 def test_a_broken_image_is_named(data, content):
     path = data / "train" / "cat" / "0.jpg"
     path.write_bytes(path.read_bytes()[:200] if content is None else content)
-    train, _ = images.find(data)
+    train, _ = folders.find(data)
     with pytest.raises(images.UnreadableImage, match=r"cat/0\.jpg cannot be read as an image"):
         images.TrainingImages(train, 16, seed=1)[(0, 0)]
 
@@ -76,18 +76,18 @@ def test_a_broken_image_is_named(data, content):
 def test_another_layout_is_refused(data, change, words):
     change(data)
     with pytest.raises(UserError, match=words):
-        images.find(data)
+        folders.find(data)
 
 
 def test_one_class_is_refused(tmp_path):
     for part in ("train", "val"):
         picture(tmp_path / part / "cat" / "0.jpg")
     with pytest.raises(UserError, match="one class only, cat"):
-        images.find(tmp_path)
+        folders.find(tmp_path)
 
 
 def test_too_few_images_are_refused():
     with pytest.raises(UserError, match="3 images are fewer than the 4 ranks"):
-        images.check_counts(3, 4, 4)
+        folders.check_counts(3, 4, 4)
     with pytest.raises(UserError, match="one step takes 64 images, the data set has 10"):
-        images.check_counts(10, 1, 64)
+        folders.check_counts(10, 1, 64)
