@@ -66,7 +66,7 @@ def framework(options: argparse.Namespace) -> float:
             words.append(f"backend.threads={options.threads}")
         subprocess.run([sys.executable, "-m", "mlperf_exp", *words], check=True, capture_output=True)
         result = json.loads((Path(folder) / "run" / "result.json").read_text())
-    return float(result["metrics"]["samples_per_second"])
+    return float(result["metrics"]["train_samples_per_second"])
 
 
 def alone(options: argparse.Namespace) -> float:

@@ -80,7 +80,7 @@ def draw(
     if key not in _last:
         _last.clear()
         _last[key] = _of_series(series, bounds)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         return [*_last[key], *([_phases(phases, total_s)] if phases else [])]
 
 

@@ -41,8 +41,7 @@ def _said(result: Mapping[str, Any], record: Mapping[str, Any]) -> Iterator[str]
     metrics = part(result, "metrics")
     epochs = figure(metrics.get("epochs"))
     how = {
-        "reached": f"The target was reached after {epochs} epochs, in {duration(metrics.get('time_to_target_s'))} "
-        "from run_start to run_stop.",
+        "reached": f"The target was reached after {epochs} epochs, in {_minutes(metrics)} from run_start to run_stop.",
         "missed": f"The target was not reached in {epochs} epochs.",
         "stopped": f"The training was asked to end after {epochs} epochs.",
         "speed": f"{epochs} epochs were made for speed only, without evaluation.",
@@ -52,6 +51,11 @@ def _said(result: Mapping[str, Any], record: Mapping[str, Any]) -> Iterator[str]
         share = part(result, "plan", "engine")
         how += f" A step takes {batch:,.0f} samples: {ranks:,.0f} processes, {_share(share)}."
     yield how
+
+
+def _minutes(metrics: Mapping[str, Any]) -> str:
+    minutes = number(metrics.get("time_to_train_minutes"))
+    return duration(None if minutes is None else 60 * minutes)
 
 
 def _share(settings: Mapping[str, Any]) -> str:
@@ -86,7 +90,7 @@ def _projections(result: Mapping[str, Any]) -> Iterator[str]:
     """ResNet-50 on ImageNet: what this rate, and the promised one, make of the reference's number of epochs."""
     record, metrics = part(result, "training"), part(result, "metrics")
     model, batch = part(result, "plan", "config", "model"), number(record.get("global_batch_size"))
-    samples, rate = number(record.get("train_samples")), number(metrics.get("samples_per_second"))
+    samples, rate = number(record.get("train_samples")), number(metrics.get("train_samples_per_second"))
     if model.get("name") != "resnet50" or batch is None or not samples:
         return
     point, why = reference(round(batch))

@@ -269,11 +269,11 @@ def _training_figures(result: Mapping[str, Any]) -> tuple[Row, ...]:
     metrics, record = part(result, "metrics"), part(result, "training")
     ranks = number(record.get("ranks"))
     rows = [
-        Row("Samples per second", figure(metrics.get("samples_per_second"), "samples/s")),
-        Row("Samples per second of a process", figure(metrics.get("samples_per_second_per_process"), "samples/s")),
+        Row("Samples per second", figure(metrics.get("train_samples_per_second"), "samples/s")),
+        Row("Of a process", figure(metrics.get("train_samples_per_second_per_process"), "samples/s")),
         Row("Processes", figure(ranks)),
         Row("Epochs", figure(metrics.get("epochs"))),
-        Row("Time to the target", duration(metrics.get("time_to_target_s"))),
+        Row("Time to the target", figure(metrics.get("time_to_train_minutes"), "min")),
         Row("Waiting for data", figure(metrics.get("data_wait_percent"), "%")),
     ]
     mfu = number(metrics.get("model_flops_utilization_percent"))

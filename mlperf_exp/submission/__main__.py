@@ -74,9 +74,7 @@ def _template(options: argparse.Namespace) -> int:
 
 def _build_training(options: argparse.Namespace, folders: list[Path], given: dict[str, Any]) -> int:
     if options.draft:
-        raise UserError(
-            "--draft", "is for MLPerf Inference", "Leave it out; mlperf_exp.train.summary takes any runs"
-        )
+        raise UserError("--draft", "is for MLPerf Inference", "Leave it out; mlperf_exp.train.summary takes any runs")
     package = training.build(folders, options.submitter, options.division, given, options.out)
     accepted, said = training.official(package)
     print(f"{package.summary.benchmark}: {package.summary.minutes:.4f} min of {len(package.summary.runs)} runs")

@@ -161,6 +161,7 @@ def files(run_dir: Path, result: Mapping[str, Any]) -> list[Path]:
         if (run_dir / path).is_file()
         and (run_dir / path).resolve().is_relative_to(run_dir.resolve())
         and not any(part.startswith(".") for part in path.parts)
+        and path.parts[:2] != ("train", "checkpoints")  # large, and of use on the machine only
     ]
 
 

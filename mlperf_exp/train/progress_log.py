@@ -84,12 +84,12 @@ class History:
             self.evaluations.append(entry)
 
     def metrics(self) -> dict[str, float]:
-        """``samples_per_second`` without evaluation, ``data_wait_percent``, ``loss`` and the last evaluation."""
+        """``train_samples_per_second`` without evaluation, ``data_wait_percent``, ``loss`` and the last evaluation."""
         found: dict[str, float] = {}
         steady = self.steady[1:] or self.steady
         seconds = sum(line.seconds for line in steady)
         if seconds > 0:
-            found["samples_per_second"] = sum(line.samples_per_second * line.seconds for line in steady) / seconds
+            found["train_samples_per_second"] = sum(line.samples_per_second * line.seconds for line in steady) / seconds
             found["data_wait_percent"] = 100 * sum(line.waited_share * line.seconds for line in steady) / seconds
         if self.lines:
             found |= {"loss": self.lines[-1].loss, "epochs": self.lines[-1].epoch}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlperf_exp import network
-from mlperf_exp.config import Config, Device
+from mlperf_exp.config import Config, Device, Training
 from mlperf_exp.errors import Interrupted, RunFailed, UserError
 from mlperf_exp.inputs import Inputs, load
 from mlperf_exp.messages import Measurement, Plan, Score
@@ -20,7 +20,7 @@ from mlperf_exp.train.job import ANOTHER, Job, Optimization, Submission
 from mlperf_exp.train.live import TrainLive
 from mlperf_exp.train.log_check import check
 from mlperf_exp.train.nodes import Nodes
-from mlperf_exp.train.rules import benchmark
+from mlperf_exp.train.rules import RESNET, benchmark
 
 _OUTCOME = "outcome.json"
 _GRADIENTS = 3.0  # a training step's operations for each of a forward pass: those of the weights' and inputs' gradients
@@ -54,7 +54,7 @@ def train(plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
         warnings=(*inputs.warnings, *(outcome["notes"] if outcome else ())),
         score=_score(job, history),
         training=_record(job, history, outcome),
-        window_ns=tuple(outcome["window_ns"]) if outcome else None,
+        window_ns=(outcome["window_ns"][0], outcome["window_ns"][1]) if outcome else None,
     )
     if measurement.failure or job.steps is not None:
         return measurement
@@ -165,17 +165,17 @@ def make_job(plan: Plan, inputs: Inputs) -> Job:
 
 def _speed_steps(plan: Plan) -> int | None:
     """Random images have no accuracy: without a number of steps they make one epoch."""
-    rules = plan.config.scenario
+    rules: Training = plan.config.scenario
     if rules.steps is None and plan.config.dataset.synthetic:
-        samples = plan.config.dataset.samples or 1_281_167
-        return max(1, samples // rules.global_batch_size)
+        assert rules.global_batch_size is not None
+        return max(1, int(plan.config.dataset.samples or RESNET.train_samples) // rules.global_batch_size)
     return rules.steps
 
 
 def _workers(config: Config, per_node: int, cores: int) -> int:
     """Readers for each rank: with GPUs most cores but one a rank, on a processor none, for it is busy already."""
     if config.backend.workers is not None:
-        return config.backend.workers
+        return int(config.backend.workers)
     return max(1, min(24, cores // per_node - 1)) if config.hw.device is Device.cuda else 0
 
 
@@ -263,9 +263,9 @@ def _outcome(job: Job) -> dict[str, Any] | None:
 
 def _metrics(plan: Plan, job: Job, history: progress_log.History, outcome: dict[str, Any] | None) -> dict[str, float]:
     metrics = history.metrics()
-    rate = metrics.get("samples_per_second")
+    rate = metrics.get("train_samples_per_second")
     if rate is not None:
-        metrics["samples_per_second_per_process"] = rate / job.world
+        metrics["train_samples_per_second_per_process"] = rate / job.world
         metrics["epoch_s"] = job.train_samples / rate
         mfu = _utilization(plan, job, rate)
         if mfu is not None:
@@ -283,7 +283,7 @@ def _metrics(plan: Plan, job: Job, history: progress_log.History, outcome: dict[
             "peak_memory_mib": outcome["peak_memory_mib"],
         }
         if outcome["status"] == "reached":
-            metrics["time_to_target_s"] = run_s
+            metrics["time_to_train_minutes"] = run_s / 60
     return metrics
 
 

@@ -209,7 +209,7 @@ class _Run(Callback):
         assert isinstance(pl_module, Classifier)
         if self._job.warmup_iterations:
             _warm_up(self._job, trainer, pl_module)
-        self.first_step, optimizer = self._where_it_stopped()
+        self.first_step, optimizer = self._where_it_stopped(pl_module.network)
         if optimizer is not None:
             trainer.optimizers[0].load_state_dict(optimizer)
         pl_module.step_done = self.first_step
@@ -218,12 +218,14 @@ class _Run(Callback):
         self._log.run_start()
         self._pace.write(Started(time.time(), pl_module.step_done))
 
-    def _where_it_stopped(self) -> tuple[int, dict[str, Any] | None]:
+    def _where_it_stopped(self, network: torch.nn.Module) -> tuple[int, dict[str, Any] | None]:
         """The step and the optimizer's state of the checkpoint that rank 0 has read: other nodes need not see it."""
         saved = self._saved
         found: list[Any] = [(saved.step, saved.optimizer) if saved else (0, None)]
         if torch.distributed.is_initialized():
             torch.distributed.broadcast_object_list(found, device=torch.device(self._job.device))
+            for buffer in network.buffers():  # batch norm's statistics, which DDP was told to leave alone
+                torch.distributed.broadcast(buffer, 0)
         step, optimizer = found[0]
         return step, optimizer
 

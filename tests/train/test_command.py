@@ -32,7 +32,7 @@ def test_a_run_leaves_its_record_mlperf_s_log_and_its_page(whole):
     assert [one["epoch"] for one in result["training"]["evaluations"]] == [1, 2, 3]
     metrics, phases = result["metrics"], result["phases"]
     assert metrics["completed"] == 240
-    assert metrics["samples_per_second"] > 0
+    assert metrics["train_samples_per_second"] > 0
     assert metrics["run_s"] == pytest.approx(phases["train_s"] + phases["evaluate_s"])
     assert sum(phases[key] for key in ("prepare_s", "init_s", "train_s", "evaluate_s", "stop_s", "check_s")) == (
         pytest.approx(phases["total_s"] - phases.get("track_s", 0), rel=0.2)
@@ -170,7 +170,7 @@ def test_random_images_are_for_speed_only_and_never_valid(tmp_path):
     assert not result["verdict"]["valid"]
     assert "The samples are random" in result["verdict"]["reasons"][0]
     assert result["training"]["status"] == "speed"
-    assert result["metrics"]["samples_per_second"] > 0
+    assert result["metrics"]["train_samples_per_second"] > 0
     assert "top1" not in result["metrics"]
 
 
