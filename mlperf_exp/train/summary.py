@@ -58,11 +58,11 @@ def summarize(folders: Sequence[Path]) -> Summary:
     for run in runs[1:]:
         if run.settings != first.settings:
             key = _difference(first.settings, run.settings)
-            problem = f"{run.folder} and {first.folder} are of different experiments: they differ in {key}"
-            raise UserError(_KEY, problem, "Give runs that differ in nothing but their seed")
+            apart = f"{run.folder} and {first.folder} are of different experiments: they differ in {key}"
+            raise UserError(_KEY, apart, "Give runs that differ in nothing but their seed")
     wanted = next((known.runs for known in BENCHMARKS if known.name == first.benchmark), 5)
     ordered = sorted(run.minutes for run in runs)
-    problem = None
+    problem: str | None = None
     seeds = {run.seed for run in runs}
     failed = sum(math.isinf(minutes) for minutes in ordered)
     if len(runs) != wanted:
