@@ -129,6 +129,10 @@ def _leads(plan: Plan) -> bool:
 
         with signals.handled(_interrupt):
             follow(plan)
+    if not here.first_on_node:  # the others of a node leave no trace
+        with contextlib.suppress(OSError):
+            (plan.run_dir / "run.log").unlink(missing_ok=True)
+            plan.run_dir.rmdir()
     return here.first
 
 

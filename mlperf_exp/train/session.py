@@ -87,16 +87,17 @@ def unfinished(plan: Plan) -> bool:
         UserError: it does, and the plan is not to go on with it.
     """
     folder = plan.run_dir / "train"
-    if "train" not in plan.modes or not any(folder.glob("checkpoints/*.pt")):
+    if "train" not in plan.modes:
         return False
+    saved = any(folder.glob("checkpoints/*.pt"))
     try:
         status = json.loads((plan.run_dir / "result.json").read_text())["run"]["status"]
     except (OSError, ValueError, KeyError):
-        status = None
+        status = "killed" if saved else "finished"
     if status == "finished":
         return False
     if plan.config.resume.name == "never":
-        problem = f"{folder} holds checkpoints of an earlier run, and resume is never"
+        problem = f"{folder} is of an earlier run that did not come to its end, and resume is never"
         raise UserError("hydra.run.dir", problem, "Give this run a folder of its own, or resume=auto")
     return True
 
