@@ -52,18 +52,18 @@ def start(host, rank, address, folder, data, *more):
     )
 
 
+@pytest.mark.timeout(900)  # three starts of PyTorch, on a machine that may be busy
 def test_two_hosts_make_the_weights_of_one_process(hosts, tmp_path):
     """No folder is shared: the second host's process keeps no record, and leaves with the first one's status."""
     prefix, subnet = hosts
     data = few_digits(tmp_path)
-    alone = run(tmp_path / "alone", data, "backend.micro_batch=8", "scenario.max_epochs=2")
+    # at the usual rate a network on eight images grows rounding errors tenfold with each step
+    slow = ("scenario.max_epochs=1", "scenario.base_lr=0.001", "scenario.warmup_epochs=0")
+    alone = run(tmp_path / "alone", data, "backend.micro_batch=8", *slow)
     assert alone.status == 0, alone.stderr
-    both = [
-        start(f"{prefix}{rank + 1}", rank, f"{subnet}.1", tmp_path / f"host{rank}", data, "scenario.max_epochs=2")
-        for rank in (0, 1)
-    ]
+    both = [start(f"{prefix}{rank + 1}", rank, f"{subnet}.1", tmp_path / f"host{rank}", data, *slow) for rank in (0, 1)]
     try:
-        said = [process.communicate(timeout=250)[1] for process in both]
+        said = [process.communicate(timeout=400)[1] for process in both]
     finally:
         for process in both:
             process.kill()
