@@ -58,8 +58,11 @@ def is_training(folders: Sequence[Path]) -> bool:
     Raises:
         UserError: some do and some do not.
     """
-    runs = expanded(folders)
-    trained = [run for run in runs if (run / LOG).exists()]
+    try:
+        runs = expanded(folders)
+        trained = [run for run in runs if (run / LOG).exists()]
+    except OSError:  # whoever reads the run next says what is wrong with it
+        return False
     if trained and len(trained) < len(runs):
         other = next(run for run in runs if run not in trained)
         problem = f"{trained[0]} is of MLPerf Training and {other} is not"
