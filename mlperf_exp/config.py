@@ -75,12 +75,6 @@ class Device(Enum):
     cuda = "cuda"
 
 
-class Routing(Enum):
-    """How queries are spread over several servers."""
-
-    least_outstanding = "least_outstanding"
-
-
 @dataclass
 class Architecture:
     """What the plan needs to size a decoder: counts, and bytes of context. Source: the model's config.json."""
@@ -245,7 +239,16 @@ class Backend:
 
 
 @dataclass
-class VllmBackend(Backend):
+class Replicated(Backend):
+    """An engine of this program's own, of which several may run at a time, each a Ray actor (see :class:`Ray`)."""
+
+    replicas: int | None = None  # None: as many as the hardware profile has room for; 1: in this process, without Ray
+    routing: str = "least_outstanding"  # or round_robin, or a class: package.module:Class
+    replica_queries: int | None = None  # that one replica may hold at a time; None: what keeps it busy
+
+
+@dataclass
+class VllmBackend(Replicated):
     """vLLM in process. ``engine`` goes through to vLLM under vLLM's own names."""
 
     name: str = "vllm"
@@ -263,7 +266,7 @@ class OpenaiBackend(Backend):
     urls: list[str] = MISSING
     served_model: str | None = None  # None: the only one that the server has
     api_key_env: str = "OPENAI_API_KEY"
-    routing: Routing = Routing.least_outstanding
+    routing: str = "least_outstanding"  # as for replicas
     connections: int = 1024  # to one server
     connect_timeout_s: float = 5.0
     request_timeout_s: float = 600.0
@@ -281,7 +284,7 @@ class Compile(Enum):
 
 
 @dataclass
-class TorchBackend(Backend):
+class TorchBackend(Replicated):
     """PyTorch in this process: networks that answer with one forward pass."""
 
     name: str = "torch"
@@ -295,7 +298,7 @@ class TorchBackend(Backend):
 
 
 @dataclass
-class SimulatedBackend(Backend):
+class SimulatedBackend(Replicated):
     """Answers by a seeded latency model: measures and tests the harness itself, never a system."""
 
     name: str = "simulated"
@@ -341,6 +344,16 @@ class Telemetry:
 
 
 @dataclass
+class Ray:
+    """Where replicas run, if there are several. A cluster's token comes from Ray's own environment variables."""
+
+    address: str | None = None  # of a cluster, or auto; None: a Ray on this machine, for this run alone
+    cpus_per_replica: float = 1.0  # that Ray sets aside
+    timeout_s: float = 300.0  # how long Ray may take to start, and to find room for all replicas
+    heartbeat_timeout_s: float = 4.0  # a replica from which nothing came for so long is lost
+
+
+@dataclass
 class Config:
     """A whole run."""
 
@@ -351,6 +364,7 @@ class Config:
     backend: Any = MISSING  # VllmBackend | OpenaiBackend | TorchBackend | SimulatedBackend
     tracking: Tracking = field(default_factory=Tracking)
     telemetry: Telemetry = field(default_factory=Telemetry)
+    ray: Ray = field(default_factory=Ray)
     expected: dict[str, Expected] = field(default_factory=dict)
     name: str | None = None  # shown in MLflow; None: made of model, hardware and scenario
     seed: int = 1

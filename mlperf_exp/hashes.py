@@ -61,7 +61,9 @@ PARTS: dict[str, Part] = {
     **_keys(Part.load, "", "scenario division compliance search repeats accuracy"),
     **_keys(Part.engine, "", "seed"),  # vLLM's own seed, dummy weights and simulated latencies follow it
     **_keys(Part.record, "", "name tracking telemetry expected fail_on_invalid progress require_network"),
-    **_keys(Part.engine, "backend.", "name"),
+    **_keys(Part.engine, "backend.", "name replicas replica_queries"),
+    **_keys(Part.engine, "ray.", "address cpus_per_replica"),
+    **_keys(Part.record, "ray.", "timeout_s heartbeat_timeout_s"),
     **_keys(Part.engine, "backend.", "engine gpu_memory_utilization warmup_queries start_timeout_s"),
     **_keys(Part.engine, "backend.", "urls served_model api_key_env routing connections connect_timeout_s"),
     **_keys(Part.engine, "backend.", "request_timeout_s idle_timeout_s send_min_tokens"),

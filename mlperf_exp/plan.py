@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mlperf_exp import batches
+from mlperf_exp import batches, layout
 from mlperf_exp.benchmarks import BENCHMARKS, bounds_ms
 from mlperf_exp.compliance import rules as compliance
 from mlperf_exp.config import (
@@ -19,6 +19,7 @@ from mlperf_exp.config import (
     Device,
     Mode,
     OpenaiBackend,
+    Replicated,
     Scenario,
     Search,
     SimulatedBackend,
@@ -32,6 +33,7 @@ from mlperf_exp.memory import BYTES, GIB, Fit, fit
 from mlperf_exp.messages import Derived, Plan
 from mlperf_exp.network import NETWORKS
 from mlperf_exp.ranges import MAX_QUERIES, check_numbers
+from mlperf_exp.sut.routing import policy
 
 MAX_QPS = 1e6
 _LARGE_GIB = 70.0  # vLLM's own line between small and large cards (EngineArgs.get_batch_defaults)
@@ -42,6 +44,7 @@ _COUNTS = (  # engine arguments that the plan counts with
     "max_model_len", "max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size", "pipeline_parallel_size",
     "data_parallel_size",
 )  # fmt: skip
+_AMPLE = 32  # sequences at a time, with which a card is busy
 _LARGER = "Use a larger profile, more GPUs (backend.engine.tensor_parallel_size) or backend.engine.quantization=fp8"
 _ALIASES = {"half": "float16", "float": "float32"}  # vLLM's other names
 
@@ -71,6 +74,10 @@ def make_plan(cfg: DictConfig, run_dir: Path) -> Plan:
             raise UserError("backend.urls", "the list is empty", "Give at least one: backend.urls=[http://host:8000]")
         for url in config.backend.urls:
             _no_credentials("backend.urls", url, f"Put the key into ${config.backend.api_key_env}")
+    if isinstance(config.backend, Replicated):
+        layout.settle(config, engine, derived)
+        if config.backend.replicas == 1 and config.hw.nodes > 1 and not isinstance(config.backend, SimulatedBackend):
+            warnings.append(f"backend.replicas=1 uses one of the {config.hw.nodes} nodes of {config.hw.name}.")
     modes = _modes(config, derived)
     return Plan(
         config=config,
@@ -185,13 +192,18 @@ def _check_names(config: Config) -> None:
         raise UserError(
             "hw.network", f"'{config.hw.network}' is not known", f"Give one of {', '.join(NETWORKS)}, or null"
         )
+    if isinstance(config.backend, Replicated | OpenaiBackend):
+        policy.check(config.backend.routing)
+    if config.ray.address is not None:
+        _no_credentials("ray.address", config.ray.address, "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN")
     if isinstance(config.backend, SimulatedBackend | OpenaiBackend):
         return
-    if config.hw.nodes > 1:
+    if config.hw.nodes > 1 and config.ray.address is None:
         raise UserError(
             "hw",
-            f"{config.hw.name} spans {config.hw.nodes} nodes, and backend={config.backend.name} drives those of one",
-            "Serve the model on each node and use backend=openai backend.urls=[...], or choose a profile of one node",
+            f"{config.hw.name} spans {config.hw.nodes} nodes, and no Ray cluster over them is named",
+            "Start Ray on each node and give ray.address=auto, serve the model on each and use backend=openai "
+            "backend.urls=[...], or choose a profile of one node",
         )
     if config.model.path.startswith("builtin:") and config.model.weights is Weights.dummy:
         raise UserError("model.weights", f"{config.model.name} makes its own weights", "Leave out model.weights=dummy")
@@ -282,8 +294,26 @@ def _size(config: Config, given: dict[str, Any], fill: Any) -> None:
     cache = given.get("kv_cache_dtype", "auto")
     kv = _bytes("backend.engine.dtype", None if cache == "auto" else cache, dtype)
     others = given.get("pipeline_parallel_size", 1) * given.get("data_parallel_size", 1)
-    most, heads = max(1, hw.gpus_per_node // others), model.architecture.heads
-    degree = given.get("tensor_parallel_size", max(n for n in range(1, most + 1) if heads % n == 0))
+    on_one = -(-config.backend.replicas // hw.nodes) if config.backend.replicas else 1  # replicas on the fullest node
+    most, heads = max(1, hw.gpus_per_node // on_one // others), model.architecture.heads
+    mean = config.dataset.mean_prompt_tokens + model.max_new_tokens / 2
+
+    def sized(degree: int) -> Fit:
+        return fit(
+            model.architecture,
+            memory_gib=hw.memory_gib,
+            utilization=float(given["gpu_memory_utilization"]),
+            tensor_parallel=degree,
+            weight=weight,
+            kv=kv,
+            batched_tokens=int(given["max_num_batched_tokens"]),
+        )
+
+    degrees = [n for n in range(1, most + 1) if heads % n == 0]
+    ample = [n for n in degrees if sized(n).kv_tokens >= max(given["max_model_len"], _AMPLE * mean)]
+    # Several engines answer more than one engine over as many GPUs, which then also talk to each other.
+    alone = min(ample, default=degrees[-1]) if config.backend.replicas is None else degrees[-1]
+    degree = given.get("tensor_parallel_size", alone)
     if degree * others > hw.gpus_per_node or heads % degree:
         raise UserError(
             "backend.engine.tensor_parallel_size",
@@ -291,20 +321,11 @@ def _size(config: Config, given: dict[str, Any], fill: Any) -> None:
             f"GPUs a node and {heads} attention heads",
             f"Give a divisor of {heads} up to {most}",
         )
-    result = fit(
-        model.architecture,
-        memory_gib=hw.memory_gib,
-        utilization=float(given["gpu_memory_utilization"]),
-        tensor_parallel=degree,
-        weight=weight,
-        kv=kv,
-        batched_tokens=int(given["max_num_batched_tokens"]),
-    )
+    result = sized(degree)
     if result.kv_tokens < given["max_model_len"]:
         raise UserError("hw", _too_small(config, result, int(given["max_model_len"])), _LARGER)
     if hw.gpus_per_node > 1:
         fill("tensor_parallel_size", degree, f"one engine over {degree} of the node's {hw.gpus_per_node} GPUs")
-    mean = config.dataset.mean_prompt_tokens + model.max_new_tokens / 2
     sequences = max(1, min(1024, int(result.kv_tokens / mean)))
     sequences = sequences if sequences < 16 else sequences // 8 * 8
     fill(

@@ -51,7 +51,7 @@ def needed(model: config.Model, hw: config.Hardware, scenario: config.ScenarioRu
     if (model.benchmark or "").endswith("-edge") and scenario.name.value not in ("Offline", "SingleStream"):
         return "scenario"  # MLPerf has no such scenario at the edge
     if backend in ("vllm", "torch") and hw.nodes > 1:
-        return "hw"  # an engine in this process drives one node
+        return "hw"  # no Ray cluster over the nodes is named
     return None
 
 

@@ -27,12 +27,14 @@ from mlperf_exp.config import (
     Images,
     Prompts,
     Questions,
+    Ray,
     ScenarioRules,
     Telemetry,
     Tracking,
 )
 from mlperf_exp.credentials import has_credentials
 from mlperf_exp.errors import UserError
+from mlperf_exp.layout import gpus_each, layout
 from mlperf_exp.memory import GIB, Fit, fit, weight_bytes
 from mlperf_exp.messages import Plan
 from mlperf_exp.plan import make_plan
@@ -179,14 +181,55 @@ def test_too_small_a_card_is_refused_with_the_figures(memory: float, says: str) 
     plan("hw=a30", f"hw.memory_gib={memory}", "backend.engine.quantization=fp8")  # the remedy holds
 
 
-@pytest.mark.parametrize(("hw", "degree"), [("8xh100", 8), ("h100", None)])
-def test_one_engine_over_a_nodes_cards(hw: str, degree: int | None) -> None:
-    assert plan(f"hw={hw}").engine.get("tensor_parallel_size") == degree
+@pytest.mark.parametrize(
+    ("words", "degree", "replicas"),
+    [
+        ("hw=h100", None, 1),
+        ("hw=cpu", None, 1),
+        ("hw=8xh100", 1, 8),  # several engines answer more than one over as many cards
+        ("hw=8xh100 backend.replicas=1", 8, 1),
+        ("hw=8xh100 backend.replicas=2", 4, 2),
+        ("hw=8xh100 backend.replicas=3", 2, 3),
+        ("hw=8xh100 backend.engine.tensor_parallel_size=2", 2, 4),
+        ("hw=8xh100 hw.memory_gib=16", 2, 4),  # the weights alone fill one card
+        ("hw=8xh100 model=llama3_tiny", 1, 8),
+        ("hw=8xh100 backend.engine.data_parallel_size=4", 1, 2),
+        ("hw=2x8xh100 ray.address=auto", 1, 16),
+        ("hw=2x8xh100 ray.address=auto backend.engine.tensor_parallel_size=8", 8, 2),
+        ("hw=2xa30 ray.address=auto", None, 2),
+        ("hw=2xa30 ray.address=auto backend.replicas=1", None, 1),
+    ],
+)
+def test_replicas_and_parallelism_by_profile(words: str, degree: int | None, replicas: int) -> None:
+    it = plan(*words.split())
+    assert it.engine.get("tensor_parallel_size") == degree
+    assert it.config.backend.replicas == replicas
+    where = layout(it)
+    assert (where.replicas, where.gpus) == (replicas, 0 if "cpu" in words else gpus_each(it.config, it.engine))
+    assert max(where.on_node) * where.gpus <= it.config.hw.gpus_per_node
 
 
-def test_parallelism_by_default_divides_the_heads_and_leaves_room_for_other_kinds() -> None:
-    assert plan("hw=8xh100", "model=llama3_tiny").engine["tensor_parallel_size"] == 4
-    assert plan("hw=8xh100", "backend.engine.data_parallel_size=4").engine["tensor_parallel_size"] == 2
+def test_replicas_of_other_backends_and_where_they_go() -> None:
+    assert plan("hw=8xh100", "model=resnet50").config.backend.replicas == 8
+    assert plan("hw=8xh100", "backend=simulated").config.backend.replicas == 1
+    many = layout(plan("hw=2x8xh100", "backend=simulated", "backend.replicas=5", "ray.address=auto"))
+    assert (many.on_node, many.gpus) == ((3, 2), 0)
+    assert [many.node_of(replica) for replica in range(5)] == [0, 0, 0, 1, 1]
+    assert layout(plan("hw=2x8xh100", "backend=simulated", "backend.replicas=5")).on_node == (5,)
+
+
+def test_too_many_replicas_and_nodes_without_a_cluster_are_refused() -> None:
+    error = refusal("hw=8xh100", "backend.replicas=9")
+    assert (error.key, error.remedy) == ("backend.replicas", "Give at most 8")
+    error = refusal("hw=8xh100", "backend.replicas=3", "backend.engine.tensor_parallel_size=4")
+    assert (error.key, error.remedy) == ("backend.replicas", "Give at most 2")
+    error = refusal("hw=2xa30")
+    assert error.key == "hw" and "ray.address=auto" in error.remedy
+    assert refusal("hw=2xa30", "ray.address=ray://me:secret@head:10001").key == "ray.address"
+    assert refusal("backend.routing=fastest").key == "backend.routing"
+
+
+def test_parallelism_leaves_room_for_other_kinds() -> None:
     error = refusal("hw=8xh100", "backend.engine.data_parallel_size=4", "backend.engine.tensor_parallel_size=4")
     assert error.key == "backend.engine.tensor_parallel_size"
 
@@ -271,7 +314,7 @@ def test_dummy_weights_load_nothing_and_measure_no_accuracy() -> None:
 
 def _wrong() -> Iterator[tuple[str, str, float]]:
     """(backend, key, value): a value below and above each range, and for real numbers those that are none."""
-    groups = {"scenario": ScenarioRules, "hw": Hardware, "tracking": Tracking, "telemetry": Telemetry}
+    groups = {"scenario": ScenarioRules, "hw": Hardware, "tracking": Tracking, "telemetry": Telemetry, "ray": Ray}
     kinds: dict[str, list[tuple[str, Any]]] = {
         "backend": list(BACKENDS.items()),
         "model": [("vllm", Decoder), ("torch", ImageClassifier), ("packed", ExtractiveQa)],

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from mlperf_exp.config import OpenaiBackend, SimulatedBackend, TorchBackend, VllmBackend
+from mlperf_exp.config import OpenaiBackend, Replicated, SimulatedBackend, TorchBackend, VllmBackend
 from mlperf_exp.kinds.decoder import tokenizer
 from mlperf_exp.messages import Plan
 from mlperf_exp.sut.base import SystemUnderTest
+from mlperf_exp.sut.routing import rules
 
 
 def create(plan: Plan, model: Path | None) -> SystemUnderTest:
     """The plan's system, not yet started. ``model`` is the checkpoint's folder, where the backend reads one."""
     backend = plan.config.backend
+    if isinstance(backend, Replicated) and (backend.replicas or 1) > 1:
+        from mlperf_exp.sut.replicas.fleet import Fleet
+
+        return Fleet(plan, model)
     if isinstance(backend, VllmBackend):
         from mlperf_exp.sut.vllm import Vllm
 
@@ -21,13 +27,15 @@ def create(plan: Plan, model: Path | None) -> SystemUnderTest:
     if isinstance(backend, OpenaiBackend):
         from mlperf_exp.sut.openai import OpenAI
 
-        rules = plan.config.model
+        asked = plan.config.model
         return OpenAI(
             backend,
-            model=rules.path,
-            max_tokens=rules.max_new_tokens,
-            min_tokens=rules.min_new_tokens,
+            model=asked.path,
+            max_tokens=asked.max_new_tokens,
+            min_tokens=asked.min_new_tokens,
             tokenize=tokenizer(model, special=False) if model is not None else None,
+            retry=rules.retry(plan.config.scenario.name),
+            longest_first=partial(rules.longest_first, plan),
         )
     if isinstance(backend, TorchBackend):
         from mlperf_exp.sut.torch import Torch

@@ -12,7 +12,7 @@ import resource
 import threading
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from mlperf_exp.client import Lag
@@ -26,6 +26,7 @@ from mlperf_exp.sut.http.dispatcher import Dispatcher
 from mlperf_exp.sut.http.endpoints import api_key, base_urls
 from mlperf_exp.sut.http.probe import Probe
 from mlperf_exp.sut.http.request import Request, head
+from mlperf_exp.sut.routing.router import Retry
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -45,6 +46,8 @@ class OpenAI:
         config: servers, limits and the name of the variable that holds the API key.
         model: the model's name, which decides where a server offers several and ``served_model`` is not set.
         tokenize: makes token ids from text, for servers that return no ids.
+        retry: which queries go to another server when a connection breaks.
+        longest_first: of the number of samples, over how many queries a test may be sorted.
     """
 
     def __init__(
@@ -56,8 +59,11 @@ class OpenAI:
         min_tokens: int = 1,
         ignore_eos: bool = False,
         tokenize: Tokenize | None = None,
+        retry: Retry = Retry.never,
+        longest_first: Callable[[int], int] = lambda samples: 0,  # noqa: ARG005
     ) -> None:
         self._config = config
+        self._retry, self._longest_first = retry, longest_first
         self._bases = base_urls(config.urls)
         self._model, self._tokenize = model, tokenize
         self._max_tokens, self._ignore_eos = max_tokens, ignore_eos
@@ -116,6 +122,18 @@ class OpenAI:
         self.stop()
         self.start(samples)
 
+    def report(self) -> tuple[dict[str, float], tuple[str, ...]]:
+        """See :class:`mlperf_exp.sut.base.Reports`; of several servers only."""
+        if self._dispatcher is None or len(self._bases) == 1:
+            return {}, ()
+        router = self._dispatcher.router
+        figures = {"replicas": float(len(self._bases)), "replicas_lost": float(len(self._bases) - router.alive)}
+        tally = router.tally()
+        alive = [server for server in range(len(self._bases)) if not router.is_out(server)]
+        return figures | (tally.metrics(alive) if tally else {}), tuple(
+            f"A server got no more queries: {line}." for line in self._dispatcher.losses[:3]
+        )
+
     def stop(self) -> None:
         """Complete what is outstanding with the error "stopped", close all connections and end the thread."""
         with self._lock:
@@ -163,7 +181,8 @@ class OpenAI:
             for base, model in zip(self._bases, models, strict=True)
         )
         servers = [(base, request.tail()) for base, request in zip(self._bases, requests, strict=True)]
-        self._dispatcher = Dispatcher(self._client, self._config, servers, prompts)
+        sort = self._longest_first(len(prompts)) if len(servers) > 1 else 0
+        self._dispatcher = Dispatcher(self._client, self._config, servers, prompts, self._retry, sort)
         return checked
 
     def _take(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,11 +37,20 @@ class ExchangeError(Exception):
         status: the HTTP status, where that is what was wrong.
         reached: whether the server answered at all; False counts against it.
         refused: whether nothing listens at its address.
+        broken: whether the connection broke, so that the query was not answered, in whatever way.
     """
 
-    def __init__(self, line: str, *, status: int | None = None, reached: bool = True, refused: bool = False) -> None:
+    def __init__(
+        self,
+        line: str,
+        *,
+        status: int | None = None,
+        reached: bool = True,
+        refused: bool = False,
+        broken: bool = False,
+    ) -> None:
         super().__init__(line)
-        self.line, self.status, self.reached, self.refused = line, status, reached, refused
+        self.line, self.status, self.reached, self.refused, self.broken = line, status, reached, refused, broken
 
     @property
     def against_server(self) -> bool:
@@ -88,7 +98,9 @@ class Client:
         self._session = aiohttp.ClientSession(
             # The router limits the connections: a second queue in here would hide where a query waits.
             # A name is resolved once: doing so again would fall into some query's time to first token.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S, ttl_dns_cache=None),
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=_KEEPALIVE_S, ttl_dns_cache=None, socket_factory=_socket
+            ),
             # ``connect`` bounds name resolution too. How long an answer may take is the watcher's concern.
             timeout=aiohttp.ClientTimeout(total=None, connect=config.connect_timeout_s),
             headers=headers,
@@ -202,7 +214,18 @@ class Client:
         except (aiohttp.ClientError, OSError) as error:
             what = f"lost the connection: {str(error) or type(error).__name__}"
         reached = exchange is not None and exchange.last_byte_at is not None
-        raise ExchangeError(self.clean(f"{where} {what}"), reached=reached, refused=refused)
+        raise ExchangeError(self.clean(f"{where} {what}"), reached=reached, refused=refused, broken=True)
+
+
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket on which the kernel sees within four seconds that the other host is gone, however busy its program."""
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, seconds in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 3)):
+        made.setsockopt(socket.IPPROTO_TCP, option, seconds)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 4000)  # for what was sent and never confirmed
+    return made
 
 
 async def _read_up_to(response: aiohttp.ClientResponse, limit: int) -> bytes:

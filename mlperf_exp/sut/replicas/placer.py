@@ -1,0 +1,155 @@
+"""The process that speaks to Ray (:mod:`mlperf_exp.sut.replicas.placement`), as seen from this one.
+
+Ray ends a process whose cluster is gone, so it is kept out of LoadGen's. Requests go to that process pickled over its
+standard input, its answers come back as lines of JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import secrets
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from mlperf_exp.layout import Layout
+from mlperf_exp.messages import Plan
+from mlperf_exp.sut.reaper import Reaper
+
+_STOP_S = 25.0
+_RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    # Of Ray's own processes; its limits of 30 s and less are not kept on a busy machine.
+    "RAY_agent_register_timeout_ms": "120000",
+    "RAY_raylet_start_wait_time_s": "120",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Find room: on the cluster at ``address``, or with None on a Ray of this run's own in the folder ``temp``."""
+
+    layout: Layout
+    address: str | None
+    timeout_s: float
+    log: Path
+    temp: str
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Start the replicas, which connect to ``listens`` with a token each."""
+
+    plan: Plan
+    model: Path | None
+    samples: Any
+    listens: tuple[str, int]
+    tokens: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Reset the replicas, with these samples."""
+
+    samples: Any
+
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+class Places(Protocol):
+    """What puts replicas in their places and tells what becomes of them."""
+
+    def start(self, layout: Layout, address: str | None, timeout_s: float, log: Path) -> None:
+        """Find room; the event ``placed`` says where."""
+
+    def ask(self, request: Launch | Renew) -> None:
+        """Start or reset the replicas; events tell of each."""
+
+    def stop(self) -> None:
+        """End them; works twice."""
+
+
+class Placer:
+    """The process; ``on_event`` is called on a thread of its own with each line that it says, and once with its end."""
+
+    def __init__(self, on_event: OnEvent) -> None:
+        self._on_event = on_event
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reaper: Reaper | None = None
+        self._reader: threading.Thread | None = None
+        self._temp: str | None = None
+
+    def start(self, layout: Layout, address: str | None, timeout_s: float, log: Path) -> None:
+        """Start the process and ask for room."""
+        self._reaper = Reaper.start()  # marks this process's environment, which the next lines copy
+        env = os.environ | _RAY
+        self._reaper.seal()
+        if address is None:
+            self._temp = tempfile.mkdtemp(prefix="mx-", dir="/tmp")  # sockets' paths must be short
+            # Of this run's own: nobody else can ask anything of it.
+            env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            env.pop("RAY_ADDRESS", None)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mlperf_exp.sut.replicas.placement"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=env,
+            start_new_session=True,  # Ctrl-C reaches the framework, which then ends all in order
+        )
+        self._reader = threading.Thread(target=self._read, name="placer", daemon=True)
+        self._reader.start()
+        self.ask(Place(layout, address, timeout_s, log, self._temp or ""))
+
+    def ask(self, request: Place | Launch | Renew) -> None:
+        """Send a request; a process that has ended is told of by its last event."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        data = pickle.dumps(request, protocol=5)
+        try:
+            self._process.stdin.write(struct.pack("<Q", len(data)))
+            self._process.stdin.write(data)
+            self._process.stdin.flush()
+        except OSError:
+            return
+
+    def stop(self) -> None:
+        """End the replicas, the process and, where it is the run's own, Ray; works twice."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+            try:
+                self._process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait(5)
+            self._process = None
+        if self._reaper is not None:
+            self._reaper.kill()
+            self._reaper = None
+        if self._temp is not None:
+            shutil.rmtree(self._temp, ignore_errors=True)
+            self._temp = None
+
+    def _read(self) -> None:
+        process = self._process
+        assert process is not None
+        assert process.stdout is not None
+        for line in process.stdout:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            self._on_event(event)
+        self._on_event({"event": "ended", "status": process.wait()})
