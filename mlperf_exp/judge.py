@@ -37,6 +37,7 @@ def judge(plan: Plan, measurement: Measurement) -> Verdict:
     reasons = [
         *_broken(measurement),
         *_system(plan),
+        *_replicas(measurement),
         *performance,
         *((harness,) if harness and blamed else ()),
         *log_rules.reasons(plan, measurement),
@@ -73,6 +74,18 @@ def _system(plan: Plan) -> Iterator[str]:
         yield "The system is simulated: its figures are the harness's only; use backend=vllm or backend=openai."
     elif plan.config.model.weights is Weights.dummy:
         yield "The weights are dummies, good for speed only: give the real ones with model.path."
+
+
+def _replicas(measurement: Measurement) -> Iterator[str]:
+    measured = (measurement.metrics, measurement.repeated, *(again.metrics for again in measurement.repeats))
+    lost = max(metrics.get("replicas_lost", 0.0) for metrics in measured)
+    if lost:
+        retried = max(metrics.get("retried", 0.0) for metrics in measured)
+        again = f", and {retried:,.0f} queries were asked again of others" if retried else ""
+        yield (
+            f"{lost:,.0f} of {measurement.metrics.get('replicas', lost):,.0f} replicas were lost on the way{again}: "
+            "the system that ended is not the one that began."
+        )
 
 
 def _late(plan: Plan, measurement: Measurement) -> bool:

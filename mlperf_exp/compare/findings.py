@@ -113,6 +113,13 @@ def _scaling(sizes: Sequence[Scaling]) -> Iterator[str]:
             yield f"{one.name} reaches only {end}: look at what they wait for (network, one client, uneven routing)."
         else:
             yield f"{one.name} reaches {end}."
+        largest = one.groups[-1]
+        busy = largest.value("client_thread_cores")
+        if busy and largest.value("replicas"):
+            yield (
+                f"One thread of LoadGen's process took {busy:.2f} cores at {one.counts[-1]} accelerators: whatever "
+                f"they add, {one.name} would stop scaling at about {one.counts[-1] / busy:,.0f}."
+            )
 
 
 def _repeats(groups: Sequence[Group], rate: str) -> Iterator[str]:

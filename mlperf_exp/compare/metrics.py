@@ -37,6 +37,8 @@ METRICS = (
     Metric("top1", "Top-1", "%", 1, True),
     Metric("train_samples_per_second", "Training samples per second", "samples/s", 1, True),
     Metric("time_to_train_minutes", "Time to train", "min", -1, True),
+    Metric("tail_s", "Tail", "s", -1),
+    Metric("router_overhead_p99_ms", "Router's overhead p99", "ms", -1),
     Metric("errors", "Errors", "", -1),
 )
 BY_NAME = {metric.name: metric for metric in METRICS}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlperf_exp.layout import PARALLEL
 from mlperf_exp.report.text import number, plain
 from mlperf_exp.report.view import items, part
 
@@ -55,10 +56,15 @@ class Run:
     @property
     def accelerators(self) -> int:
         """How many accelerators the run was planned for; a machine without any counts as one."""
-        hw = part(self.config, "hw")
-        count = (number(hw.get("nodes")) or 1) * (number(hw.get("gpus_per_node")) or 0)
-        replicas = number(part(self.config, "backend").get("replicas")) or 1
-        return max(1, int(count * replicas))
+        hw, backend = part(self.config, "hw"), part(self.config, "backend")
+        replicas = number(backend.get("replicas"))
+        if replicas is None:
+            return max(1, int((number(hw.get("nodes")) or 1) * (number(hw.get("gpus_per_node")) or 0)))
+        engine = part(self.result, "plan", "engine")
+        each = 1.0
+        for name in PARALLEL if hw.get("device") == "cuda" else ():
+            each *= number(engine.get(name)) or 1
+        return max(1, int(replicas * each))
 
 
 class LeftOut(Exception):

@@ -171,13 +171,32 @@ def _other_loads(count: int) -> str:
 
 
 def _scaling_table(sizes: Sequence[Scaling], rate: str) -> Table | None:
+    extras = [name for name in ("tail_s", "router_overhead_p99_ms", "client_thread_cores") if _anywhere(sizes, name)]
     rows = [
-        (one.name, str(count), figure(value, BY_NAME[rate].unit), f"{100 * share:.0f} %")
+        (
+            one.name,
+            str(count),
+            figure(value, BY_NAME[rate].unit),
+            f"{100 * share:.0f} %",
+            *(figure(group.value(name), _EXTRAS[name][1]) for name in extras),
+        )
         for one in sizes
-        for count, value, share in zip(one.counts, one.rates, one.efficiency, strict=True)
+        for count, value, share, group in zip(one.counts, one.rates, one.efficiency, one.groups, strict=True)
     ]
-    columns = ("Configuration", "Accelerators", BY_NAME[rate].label, "Efficiency")
-    return Table(columns, tuple(rows), right=(1, 2, 3)) if rows else None
+    columns = ("Configuration", "Accelerators", BY_NAME[rate].label, "Efficiency", *(_EXTRAS[n][0] for n in extras))
+    return Table(columns, tuple(rows), right=tuple(range(1, len(columns)))) if rows else None
+
+
+_EXTRAS = {  # of runs over several replicas: label, unit
+    "tail_s": ("Tail", "s"),
+    "router_overhead_p99_ms": ("Router p99", "ms"),
+    "client_thread_cores": ("Busiest thread of LoadGen's process", "cores"),
+}
+
+
+def _anywhere(sizes: Sequence[Scaling], name: str) -> bool:
+    """Whether a run over several replicas has this figure."""
+    return any(group.value(name) is not None and group.value("replicas") for one in sizes for group in one.groups)
 
 
 def _expected(groups: Sequence[Group]) -> Table | None:

@@ -7,7 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlperf_exp.report import client_section, expected, insight, repeats_section, search_section, telemetry_section
+from mlperf_exp.report import (
+    client_section,
+    expected,
+    insight,
+    repeats_section,
+    replicas_section,
+    search_section,
+    telemetry_section,
+)
 from mlperf_exp.report.section import Build, Section
 
 log = logging.getLogger(__name__)
@@ -15,6 +23,7 @@ log = logging.getLogger(__name__)
 SECTIONS: tuple[Build, ...] = (
     search_section.build,
     repeats_section.build,
+    replicas_section.build,
     client_section.build,
     telemetry_section.section,
     expected.section,

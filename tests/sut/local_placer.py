@@ -1,14 +1,12 @@
-"""Replicas as plain processes of this machine: what Ray does for a fleet, in a second and without Ray."""
+"""Replicas as plain processes of this machine: what Ray does for a fleet, in a moment and without Ray."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import pickle
-import subprocess
-import sys
+import multiprocessing
 import threading
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -17,99 +15,78 @@ from mlperf_exp.layout import Layout
 from mlperf_exp.sut.replicas.placer import Launch, OnEvent, Renew
 from mlperf_exp.sut.replicas.replica import Replica
 
-ROOT = Path(__file__).parents[2]
+_CONTEXT = multiprocessing.get_context("forkserver")  # a process of which the replicas are copies: quick, no threads
+_CONTEXT.set_forkserver_preload(["mlperf_exp.sut.replicas.replica", "mlperf_exp.sut.simulated", "mlperf_exp.sut"])
 
 
 class LocalPlacer:
-    """See the module. ``processes`` are the replicas', in their order."""
+    """See the module. ``processes`` are the replicas', in their order; ``broken`` ones cannot start their engine."""
+
+    broken = False
 
     def __init__(self, on_event: OnEvent) -> None:
         self._on_event = on_event
-        self._layout: Layout | None = None
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[BaseProcess] = []
+        self._pipes: list[Connection[Any, Any]] = []
 
     def start(self, layout: Layout, address: str | None, timeout_s: float, log: Path) -> None:
-        self._layout = layout
         nodes = [f"node{i}" for i in range(len(layout.on_node))]
         self._on_event({"event": "placed", "nodes": nodes, "addresses": ["here"] * len(nodes), "own": "here"})
 
     def ask(self, request: Launch | Renew) -> None:
-        if isinstance(request, Launch):
-            for number, token in enumerate(request.tokens):
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "tests.sut.local_placer"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    cwd=ROOT,
-                    env={**os.environ, "PYTHONPATH": str(ROOT)},
-                )
-                self.processes.append(process)
-                threading.Thread(target=self._watch, args=(number, process), daemon=True).start()
-                self._say(process, (number, request.plan, request.model, request.listens, token, request.samples))
-        else:
-            for process in self.processes:
-                self._say(process, request.samples)
+        if isinstance(request, Renew):
+            for pipe in self._pipes:
+                with contextlib.suppress(OSError):
+                    pipe.send(request.samples)
+            return
+        for number, token in enumerate(request.tokens):
+            ours, theirs = _CONTEXT.Pipe()
+            words = (number, request.plan, request.model, request.listens, token, request.samples)
+            process = _CONTEXT.Process(target=replica, args=(theirs, self.broken, *words), daemon=True)
+            process.start()
+            theirs.close()
+            self.processes.append(process)
+            self._pipes.append(ours)
+            threading.Thread(target=self._watch, args=(number, process, ours), daemon=True).start()
 
     def stop(self) -> None:
-        for process in self.processes:
+        for pipe in self._pipes:
             with contextlib.suppress(OSError):
-                assert process.stdin is not None
-                process.stdin.close()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self.left = [process.poll() for process in self.processes]
+                pipe.send(None)
+        for process in self.processes:
+            process.join(60)
+            process.kill()
+            process.join()
 
-    def _say(self, process: subprocess.Popen[bytes], value: Any) -> None:
-        assert process.stdin is not None
-        data = pickle.dumps(value)
-        with contextlib.suppress(OSError):
-            process.stdin.write(len(data).to_bytes(8, "little") + data)
-            process.stdin.flush()
-
-    def _watch(self, number: int, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            self._on_event({**json.loads(line), "replica": number})
-        self._on_event({"event": "died", "replica": number, "error": f"its process ended with {process.wait()}"})
+    def _watch(self, number: int, process: BaseProcess, pipe: Connection[Any, Any]) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                self._on_event({**pipe.recv(), "replica": number})
+        self._on_event({"event": "died", "replica": number, "error": "its process ended"})
 
 
-def _read() -> Any:
-    head = sys.stdin.buffer.read(8)
-    return pickle.loads(sys.stdin.buffer.read(int.from_bytes(head, "little"))) if len(head) == 8 else None
-
-
-def main() -> None:
-    """One replica."""
-    out = os.fdopen(os.dup(1), "wb", buffering=0)
-
-    def say(**event: Any) -> None:
-        out.write(json.dumps(event).encode() + b"\n")
-
-    number, plan, model, listens, token, samples = _read()
-    replica = Replica(number, plan, model, tuple(listens), token)
-    if os.environ.get("MLPERF_EXP_TEST_BREAK"):
+def replica(pipe: Connection[Any, Any], broken: bool, *words: Any) -> None:
+    """One replica's process."""
+    *place, samples = words
+    made = Replica(*place)
+    if broken:
         from mlperf_exp.sut import simulated
 
-        def broken(*_: Any) -> Any:
-            print("loading", flush=True)
-            print("CUDA error: the device is broken", flush=True)
-            raise RunFailed("the engine did not start")
-
-        simulated.Simulated.start = broken  # type: ignore[method-assign]
+        simulated.Simulated.start = _break  # type: ignore[method-assign]
     try:
-        say(event="started", phases=replica.start(samples))
+        pipe.send({"event": "started", "phases": made.start(samples)})
     except UserError as error:
-        say(event="failed", error=str(error), user=[error.key, error.problem, error.remedy])
+        pipe.send({"event": "failed", "error": str(error), "user": [error.key, error.problem, error.remedy]})
     except RunFailed as error:
-        say(event="failed", error=str(error))
-    while (samples := _read()) is not None:
-        replica.reset(samples)
-        say(event="renewed", phases=None)
-    replica.stop()
+        pipe.send({"event": "failed", "error": str(error)})
+    with contextlib.suppress(EOFError, OSError):
+        while (samples := pipe.recv()) is not None:
+            made.reset(samples)
+            pipe.send({"event": "renewed", "phases": None})
+    made.stop()
 
 
-if __name__ == "__main__":
-    main()
+def _break(*_: Any) -> Any:
+    print("loading", flush=True)
+    print("CUDA error: the device is broken", flush=True)
+    raise RunFailed("the engine did not start")
