@@ -9,7 +9,6 @@ from mlperf_exp.config import OpenaiBackend, Replicated, SimulatedBackend, Torch
 from mlperf_exp.kinds.decoder import tokenizer
 from mlperf_exp.messages import Plan
 from mlperf_exp.sut.base import SystemUnderTest
-from mlperf_exp.sut.routing import rules
 
 
 def create(plan: Plan, model: Path | None) -> SystemUnderTest:
@@ -26,6 +25,7 @@ def create(plan: Plan, model: Path | None) -> SystemUnderTest:
         return Vllm(plan, model)
     if isinstance(backend, OpenaiBackend):
         from mlperf_exp.sut.openai import OpenAI
+        from mlperf_exp.sut.routing import rules
 
         asked = plan.config.model
         return OpenAI(

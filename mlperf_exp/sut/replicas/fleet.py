@@ -196,6 +196,7 @@ class Fleet:
         one = replace(self._plan, config=replace(config, backend=replace(config.backend, replicas=1)))
         self._placer.ask(Launch(one, self._model, samples, (host, port), tokens))
         await self._all
+        self._links.watch()
 
     async def _renew(self, samples: Sequence[Any]) -> None:
         assert self._router is not None

@@ -94,7 +94,7 @@ class Links:
 
     Args:
         tokens: of each replica, its one-time token.
-        silent_s: a replica that said nothing for so long is lost.
+        silent_s: a replica that said nothing for so long is lost, once :meth:`watch` was called.
         on_hello, on_message, on_gone: what the fleet does with a replica's first word, its others, and its end, which
             is told once.
     """
@@ -116,13 +116,19 @@ class Links:
         self._silent_s = silent_s
         self._server: asyncio.Server | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._watching = False
 
     async def listen(self, host: str) -> int:
         """Begin to take connections at this address; returns the port."""
         self._server = await self.loop.create_server(lambda: Link(self), host, 0, backlog=4096)
-        self._watcher = self.loop.create_task(self._watch())
+        self._watcher = self.loop.create_task(self._look())
         port: int = self._server.sockets[0].getsockname()[1]
         return port
+
+    def watch(self) -> None:
+        """Count silence from now on; an engine that is being loaded may keep its process from saying a word."""
+        self._watching = True
+        self._hear_all()
 
     def admit(self, hello: wire.Hello, link: Link) -> bool:
         """Whether the token is this replica's and was not used before."""
@@ -165,7 +171,12 @@ class Links:
         self._links.clear()
         await asyncio.sleep(0)
 
-    async def _watch(self) -> None:
+    def _hear_all(self) -> None:
+        now = self.clock()
+        for link in self._links.values():
+            link.heard_at = now
+
+    async def _look(self) -> None:
         """Beat, and look for those that are silent; a beat of theirs that waits to be read is not silence."""
         due, beat_at = self.clock(), self.clock()
         while True:
@@ -173,12 +184,11 @@ class Links:
             await asyncio.sleep(_LOOK_S)
             now = self.clock()
             if now - due > _LATE_S:
-                for link in self._links.values():
-                    link.heard_at = now
+                self._hear_all()
                 continue
             if now >= beat_at:
                 beat_at = now + 2 * wire.BEAT_S
                 self.send_all(wire.Beat())
-            for replica, link in list(self._links.items()):
+            for replica, link in list(self._links.items()) if self._watching else ():
                 if now - link.heard_at > self._silent_s:
                     self.gone(replica, f"nothing came from it for {self._silent_s:g} s (ray.heartbeat_timeout_s)")
