@@ -196,7 +196,7 @@ def test_a_killed_replica_s_queries_go_to_another_where_that_is_allowed(
     assert figures["replicas_lost"] == 1
     assert figures["retried"] == (10 if retried else 0)
     assert len(sink.errors()) == (0 if retried else 10)
-    assert all("was lost: its connection was closed" in error for error in sink.errors().values())
+    assert all("was lost: its " in error for error in sink.errors().values())  # connection, or process
     assert "replica 0 on" in warnings[0]
     assert not sink.failures
 

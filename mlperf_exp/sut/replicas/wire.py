@@ -17,7 +17,7 @@ MOST_UNKNOWN = 4096  # of one from a peer that has not said its token
 BEAT_S = 0.5  # a side that has said nothing for so long says so
 
 
-class _Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class _Message(msgspec.Struct, array_like=True, gc=False):
     """Sent as an array whose first element names its kind."""
 
 
