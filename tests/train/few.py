@@ -64,7 +64,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return network
 
 
-def run(folder: Path, data: Path, *more: str, timeout_s: float = 280) -> Done:
+def run(folder: Path, data: Path, *more: str, timeout_s: float = 600) -> Done:
     """Run the command to its end."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(words(folder, data, *more), capture_output=True, text=True, timeout=timeout_s,

@@ -7,6 +7,8 @@ import pytest
 
 from tests.train.few import few_digits, run
 
+pytestmark = pytest.mark.timeout(900)  # several starts of PyTorch, on a machine that may be busy
+
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):

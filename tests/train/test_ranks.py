@@ -14,6 +14,8 @@ from mlperf_exp.data.digits import write_digits
 from mlperf_exp.train import supervise
 from tests.train.test_order import make_job
 
+pytestmark = pytest.mark.timeout(900)  # several starts of PyTorch, on a machine that may be busy
+
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
