@@ -25,7 +25,7 @@ from mlperf_exp.live_log import LiveLog
 from mlperf_exp.records import Live
 from mlperf_exp.track import content
 from mlperf_exp.track.mirror import Mirror, prepare_environment
-from mlperf_exp.track.tracker import Tracker, absolute_uri, read_object
+from mlperf_exp.track.tracker import Tracker, absolute_uri
 
 EXPERIMENT = "tests"
 NAN = float("nan")
@@ -468,57 +468,6 @@ def test_a_server_killed_in_the_middle_and_restarted(run_dir: Path, tmp_path: Pa
         assert run.info.status == "FINISHED"
         assert live_values(client, run) == list(range(40))
         assert artifacts(client, run) == {*FILES, "result.json", "live.jsonl"} - {".hydra/config.yaml"}
-
-
-@pytest.mark.timeout(400)
-def test_a_server_that_dies_twice_in_one_sweep(tmp_path: Path) -> None:
-    """It comes back in the middle, and then not before the end: the runs are measured as ever, and nothing is lost."""
-    from mlflow.tracking import MlflowClient
-
-    with listening() as free:
-        there, port = address(free), free.getsockname()[1]
-    folder = tmp_path / "sweep"
-    command = [
-        sys.executable, "-m", "mlperf_exp", "-m", f"hydra.sweep.dir={folder}", "model=llama3_tiny", "backend=simulated",
-        "scenario=server", "scenario.mode=performance", "scenario.min_query_count=20", "scenario.min_duration_s=4",
-        "dataset.samples=16", "progress=false", "telemetry.enabled=false", "scenario.target_qps=20,21,22",
-        f"tracking.uri={there}", f"tracking.experiment={EXPERIMENT}", "tracking.interval_s=0.3",
-        "tracking.timeout_s=30",
-    ]  # fmt: skip
-
-    def measuring(number: int) -> bool:
-        assert sweep.poll() is None
-        return (folder / str(number) / "live.jsonl").exists()
-
-    def state(number: int) -> dict[str, Any]:
-        return read_object(folder / str(number) / "mlflow_run.json")
-
-    with mlflow_server(tmp_path, port):
-        sweep = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        wait_for(lambda: measuring(0) and state(0).get("mlflow_run_id"), 120)
-    wait_for(lambda: measuring(1), 120)  # the end of job 0 met no server
-    with mlflow_server(tmp_path, port):
-        wait_for(lambda: measuring(2), 120)
-    _, said = sweep.communicate(timeout=200)
-    assert sweep.returncode == 0, said
-    assert "refuses connections" in said
-    assert f"python -m mlperf_exp.track {folder}" in said
-    with mlflow_server(tmp_path, port):
-        sent = resend(folder)
-        assert sent.returncode == 0, sent.stdout + sent.stderr
-        client = MlflowClient(there)
-        parent = the_run(client, "sweep")
-        assert parent.info.status == "FINISHED"
-        for number in range(3):
-            run = the_run(client, f"sweep-{number}")
-            assert run.info.status == "FINISHED"
-            assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-            result = json.loads((folder / str(number) / "result.json").read_text())
-            assert run.data.metrics["completed"] == result["metrics"]["completed"]
-            lines = [json.loads(line) for line in (folder / str(number) / "live.jsonl").read_text().splitlines()]
-            assert live_values(client, run) == [line["completed"] for line in lines]
-            assert {"report.html", "result.json"} <= artifacts(client, run)
-            assert result["metrics"]["completed"] >= 80, "the outage cost the measurement nothing"
 
 
 def test_the_measured_process_imports_no_mlflow() -> None:
