@@ -25,6 +25,10 @@ from mlperf_exp.sut.replicas import wire
 from mlperf_exp.sut.replicas.fleet import Fleet
 from tests.sut.local_placer import LocalPlacer
 
+pytestmark = pytest.mark.skipif(
+    os.environ.get("MLPERF_TEST_CLUSTERS") != "1", reason="starts and kills many processes: make test-clusters"
+)
+
 SAMPLES = [Sample(tuple(range(1, 2 + i % 7)), "") for i in range(64)]
 
 
