@@ -180,6 +180,14 @@ class Torch:
                 self._answered(batch)
         except Exception as error:
             self._lost(error, sink)
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """Complete what still waits with the reason why the system ends; nothing waits otherwise."""
+        if self._sink is not None and self._taken < len(self._rows):
+            rest, self._taken = self._rows[self._taken :], len(self._rows)
+            ending = self._ending or "stopped"
+            self._sink.complete([Completion(row, error=ending) for row in rest])
 
     def _dispatch(self) -> None:
         sink = None
@@ -202,9 +210,7 @@ class Torch:
         except Exception as error:
             self._lost(error, sink or self._sink)
         self._drain()
-        if self._sink is not None and self._taken < len(self._rows):
-            ending = self._ending or "stopped"
-            self._sink.complete([Completion(row, error=ending) for row in self._rows[self._taken :]])
+        self._give_up()
         self._running.put(None)
 
     def _answer(self) -> None:
