@@ -96,7 +96,7 @@ def _answers(
     write_atomic(folder / "baseline_accuracy.txt", before_text + "\n")
     write_atomic(folder / "compliance_accuracy.txt", now_text + "\n")
     write_atomic(folder / "accuracy.txt", now_text + "\n")
-    apart = abs(1 - before / now) * 100 if now else float("inf")
+    apart = 0.0 if before == now else abs(1 - before / now) * 100 if now else float("inf")
     figures["apart_percent"] = apart
     if apart <= allowed_percent:
         return True, None

@@ -100,7 +100,7 @@ def test_resnet_makes_both_tests_in_the_scenarios_of_the_edge(
     tests = run(tmp_path / "run", *words["resnet"], f"scenario={scenario}", *STREAMS[scenario])
     assert list(tests) == ["TEST01", "TEST04"]
     assert tests["TEST01"].checks["accuracy"], tests["TEST01"].reasons
-    assert tests["TEST01"].figures["samples"] > 100
+    assert tests["TEST01"].figures["samples"] > 40
     agrees_with_mlcommons(tests, tmp_path / "run", "int32")
 
 
@@ -183,7 +183,9 @@ def test_answers_that_differ_are_scored_by_the_benchmarks_own_scorer(
     assert first.name == "TEST01"
     assert first.figures["differing"] > 50
     before, now = first.figures["baseline_score"], first.figures["compliance_score"]
-    assert before > now, "a network with random weights is right now and then, and a constant answer less often"
-    assert not first.checks["accuracy"] and f"their scores {before:g} and {now:g} lie" in str(first.reasons)
+    if kind == "resnet":  # is right now and then with random weights; class 11 never
+        assert before > now == 0
+        assert f"their scores {before:g} and {now:g} lie" in str(first.reasons)
+    assert first.checks["accuracy"] == (first.figures["apart_percent"] <= 1)
     for name in ("baseline_accuracy.txt", "compliance_accuracy.txt"):
         assert line in (first.log_dir / name).read_text()
