@@ -105,6 +105,8 @@ def slurm_for_sky(folder: Path, sky_python: str, prefix: str, subnet: str) -> It
             with (folder / "sshd.log").open("wb") as log:
                 login = subprocess.Popen(["unshare", "--mount", "bash", "-c", command], stdout=log, stderr=log)
             time.sleep(1)
+            # As the guide has it, once: SkyPilot places nothing where it has not looked before.
+            subprocess.run([sky, "check", "slurm"], env=mine, check=True, capture_output=True, timeout=600)
             yield slurm, mine
     finally:
         subprocess.run([sky, "api", "stop"], env=mine, capture_output=True, timeout=120, check=False)

@@ -62,6 +62,8 @@ def test_the_pods_have_the_daemon_the_interfaces_and_nccls_settings(gke: k8s.Kub
     catalogs.mkdir(parents=True)
     (catalogs / "accelerators.csv").write_text("AcceleratorName,Clouds\nH100,\"['Kubernetes', 'GCP']\"\n")
     (catalogs / "metadata.csv").write_text("GPU,MemoryGB,Manufacturer\nH100,80,NVIDIA\n")
+    sky = str(Path(python).with_name("sky"))
+    subprocess.run([sky, "check", "kubernetes"], env=env, check=True, capture_output=True, timeout=600)
     folder = tmp_path / "here"
     folder.mkdir()
     with (tmp_path / "out").open("w") as out:
@@ -76,7 +78,6 @@ def test_the_pods_have_the_daemon_the_interfaces_and_nccls_settings(gke: k8s.Kub
             time.sleep(1)
     finally:
         process.kill()
-        sky = str(Path(python).with_name("sky"))
         subprocess.run([sky, "api", "stop"], env=env, capture_output=True, timeout=120, check=False)
 
     for pod in pods:

@@ -63,7 +63,7 @@ def test_two_nodes_are_one_world(testbed: tuple[slurm.Slurm, dict[str, str], str
     cluster = testbed[0]
     nodes = ["hydra.launcher.resources.nodes=2", "hydra.launcher.run_on=each"]
     done = sweeper.run("+act=ok", *nodes, timeout_s=1500)
-    assert done.ends() == ["finished"], done.said
+    assert done.status == 0, done.said
     hosts = {host for host in cluster.hosts if f"out of ok on {host} rank" in done.stdout}
     assert hosts == set(cluster.hosts)
     assert {f"rank {rank}" in done.stdout for rank in (0, 1)} == {True}
@@ -77,4 +77,4 @@ def test_an_interrupt_takes_everything_down(testbed: tuple[slurm.Slurm, dict[str
         done = sweeper.ended(process, 600)
     assert done.status == 130, done.said
     assert done.ends() == ["interrupted"]
-    assert not cluster.ask("squeue", "--noheader").strip()
+    assert not cluster.ask("squeue", "--noheader").strip(), done.said

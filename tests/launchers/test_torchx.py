@@ -48,6 +48,7 @@ def test_values_arrive_and_results_come_in_order(local: Sweeper) -> None:
 def test_an_interrupt_ends_the_jobs(local: Sweeper) -> None:
     with local.running("+act=ok,slow_1,slow_2") as process:
         wait_for(lambda: all((local.folder / f"sweep/{n}/seen.json").exists() for n in (1, 2)))
+        wait_for(lambda: local.jobs()[0]["status"] == "finished")
         process.send_signal(signal.SIGINT)
         done = local.ended(process)
     assert done.ends() == ["finished", "interrupted", "interrupted"]
