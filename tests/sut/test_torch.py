@@ -292,7 +292,7 @@ def test_out_of_memory_in_a_run_fails_the_run_and_not_the_process(
 
 
 def test_memory_stays_with_the_process() -> None:
-    """Large arrays of a thread cost page faults once; in a process of its own, for the settings stay."""
+    """Large arrays of a thread do not cost page faults each time; in a process of its own, for the settings stay."""
     code = """
 import resource, threading
 import torch
@@ -307,7 +307,7 @@ def work():
 thread = threading.Thread(target=work)
 thread.start()
 thread.join()
-assert faults[0] > 10_000 > 1000 > max(faults[1:]), faults
+assert faults[0] > 10_000 and sum(faults) < 3 * faults[0], faults  # without the setting, four times as many
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
