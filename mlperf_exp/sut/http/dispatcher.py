@@ -121,7 +121,7 @@ class Dispatcher:
             await self._client.complete(base, body, sent)
         except ExchangeError as fault:
             self._fault(sent, fault)
-            self._count_fault(server, fault)
+            self._count_fault(sent, fault)
         except Exception as error:
             _log.exception("a query ended in an unexpected error")
             sent.fail(self._client.clean(f"unexpected {type(error).__name__}: {error}"))
@@ -147,7 +147,7 @@ class Dispatcher:
             )
             self._fault(sent, fault)
             if not fault.reached:
-                self._count_fault(server, fault)
+                self._count_fault(sent, fault)
         self._sent.discard(sent)
         if sent.ended:
             self.router.left(sent.flight)
@@ -177,8 +177,9 @@ class Dispatcher:
                 if sent.task is not None:
                     sent.task.cancel()
 
-    def _count_fault(self, server: int, fault: ExchangeError) -> None:
+    def _count_fault(self, sent: _Sent, fault: ExchangeError) -> None:
         """Take a server out that cannot be reached, or that fails while others do not; without one, all is lost."""
+        server = sent.flight.server
         if not fault.against_server:
             self._failures[server] = 0
             return
@@ -192,13 +193,13 @@ class Dispatcher:
         self.losses.append(fault.line)
         _log.warning("no more queries for %s: %s", self._servers[server][0], fault.line)
         if not self.router.alive:
-            self._fail_all()
+            self._fail_all(sent.flight.sink)
 
-    def _fail_all(self) -> None:
-        """No server is left: everything outstanding ends with an error, and each sink is told once."""
+    def _fail_all(self, *met: Sink) -> None:
+        """No server is left: everything outstanding ends with an error; each of its sinks, and ``met``, is told once."""
         more = f" (and {len(self.losses) - 3} more)" if len(self.losses) > 3 else ""
         reason = f"no server is left: {'; '.join(self.losses[:3])}{more}"
-        for sink in self._end_all(reason):
+        for sink in [*met, *self._end_all(reason)]:
             if not any(sink is told for told in self._told):
                 self._told.append(sink)
                 sink.failed(reason)
