@@ -196,7 +196,7 @@ class Dispatcher:
             self._fail_all(sent.flight.sink)
 
     def _fail_all(self, *met: Sink) -> None:
-        """No server is left: everything outstanding ends with an error; each of its sinks, and ``met``, is told once."""
+        """No server is left: all that is outstanding ends with an error; its sinks, and ``met``, are told once each."""
         more = f" (and {len(self.losses) - 3} more)" if len(self.losses) > 3 else ""
         reason = f"no server is left: {'; '.join(self.losses[:3])}{more}"
         for sink in [*met, *self._end_all(reason)]:
