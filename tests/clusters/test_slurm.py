@@ -129,7 +129,7 @@ class App:
 
     def command(self, verb: str) -> tuple[int, str]:
         command = [sys.executable, "-m", "mlperf_exp.jobs", verb, str(self.sweep)]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=800, check=False)
         return done.returncode, done.stdout + done.stderr
 
     def jobs(self) -> list[dict[str, Any]]:
@@ -252,7 +252,7 @@ def test_a_node_that_dies_costs_an_attempt(app: App) -> None:
     until(lambda: len(app.jobs()[0]["attempts"]) == 2)
     app.slurm.node(host)
     app.release()
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=800)
     assert process.returncode == 0, out
     [first, second] = app.jobs()[0]["attempts"]
     assert "lost its node" in first["reason"]
@@ -265,7 +265,7 @@ def test_a_job_cancelled_behind_its_back_has_failed(app: App) -> None:
     process = app.start("+act=sleep,ok")
     until(lambda: app.runs("0", "1"))
     app.slurm.ask("scancel", app.jobs()[0]["attempts"][0]["id"])
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=800)
     assert process.returncode == 1
     assert "job 0 was cancelled by somebody else" in out
     assert [job["status"] for job in app.jobs()] == ["failed", "finished"]
@@ -281,7 +281,7 @@ def test_the_controller_may_be_away(app: App) -> None:
     app.release()
     time.sleep(30)
     app.slurm.controller()
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=800)
     assert process.returncode == 0, out
     assert [len(job["attempts"]) for job in app.jobs()] == [1, 1]
 
@@ -317,7 +317,7 @@ def test_cancel_from_another_terminal(app: App) -> None:
     until(lambda: app.runs("0", "1"))
     status, out = app.command("cancel")
     assert status == 0, out
-    said, _ = process.communicate(timeout=300)
+    said, _ = process.communicate(timeout=800)
     assert process.returncode == 130, said
     assert not app.left()
     assert (app.sweep / "0" / "kept").exists()
@@ -330,7 +330,7 @@ def test_ctrl_c_cancels_everything(app: App) -> None:
     begun = {path.parent for path in app.sweep.glob("*/seen.0.json")}
     assert len(begun) < 10
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=800)
     assert process.returncode == 130, out
     assert not app.left()
     assert {job["status"] for job in app.jobs()} == {"interrupted"}
@@ -352,7 +352,7 @@ def test_a_whole_run(app: App) -> None:
                "model=llama3_tiny", "backend=simulated", "scenario=offline", "scenario.min_duration_s=0",
                "scenario.min_query_count=1", "scenario.samples=64", "scenario.mode=performance"]  # fmt: skip
     done = subprocess.run(
-        command, cwd=app.folder, env=app.environment, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=app.folder, env=app.environment, capture_output=True, text=True, timeout=800, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((app.sweep / "0" / "result.json").read_text())

@@ -129,7 +129,7 @@ ENVIRONMENT = {**os.environ, "HYDRA_FULL_ERROR": "1"}  # as mlperf_exp sets it: 
 
 def sweep(app: Path, *overrides: str) -> Sweep:
     done = subprocess.run(
-        command(app, *overrides), capture_output=True, text=True, timeout=120, cwd=app.parent, env=ENVIRONMENT
+        command(app, *overrides), capture_output=True, text=True, timeout=400, cwd=app.parent, env=ENVIRONMENT
     )
     return Sweep(done.returncode, done.stdout, done.stderr, app.parent / "sweep")
 

@@ -43,7 +43,7 @@ def command(folder: Path, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "mlperf_exp", "-m", f"hydra.sweep.dir={folder}", *QUICK, *overrides]
 
 
-def sweep(folder: Path, *overrides: str, timeout_s: float = 200) -> Swept:
+def sweep(folder: Path, *overrides: str, timeout_s: float = 700) -> Swept:
     done = subprocess.run(
         command(folder, *overrides), capture_output=True, text=True, timeout=timeout_s, cwd=folder.parent
     )

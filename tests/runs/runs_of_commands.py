@@ -38,7 +38,7 @@ def command(folder: Path, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "mlperf_exp", f"hydra.run.dir={folder}", *overrides]
 
 
-def run(folder: Path, *overrides: str, timeout_s: float = 280) -> Finished:
+def run(folder: Path, *overrides: str, timeout_s: float = 800) -> Finished:
     """Run the command to its end."""
     done = subprocess.run(
         command(folder, *overrides), capture_output=True, text=True, timeout=timeout_s, cwd=folder.parent

@@ -40,7 +40,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     """A search that was killed after its second probe, and then started again in its folder."""
     folder = tmp_path_factory.mktemp("search") / "run"
     process = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not (folder / "search.json").exists() or len(search_of(folder)["probes"]) < 2:
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -48,7 +48,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     before = search_of(folder)
-    subprocess.run(command(folder), check=True, stdout=subprocess.DEVNULL, timeout=200)
+    subprocess.run(command(folder), check=True, stdout=subprocess.DEVNULL, timeout=700)
     return folder, before
 
 
