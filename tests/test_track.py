@@ -186,7 +186,7 @@ def test_a_run_is_kept_whole(client: Any, tracking: Tracking, run_dir: Path, mon
         os.killpg(tracker.pid, signal.SIGINT)  # Ctrl-C is for the run to decide upon
         write_live(run_dir, 60, 3)
         write_result(run_dir, "whole")
-        outcome = tracker.finish(60)
+        outcome = tracker.finish(240)
         proxy.setblocking(False)
         with pytest.raises(BlockingIOError):
             proxy.accept()  # nobody was called
@@ -226,7 +226,7 @@ def test_a_killed_tracker_is_replaced(client: Any, tracking: Tracking, run_dir: 
     os.kill(tracker.pid, signal.SIGKILL)
     write_live(run_dir, 20, 20)
     write_result(run_dir, "killed-tracker")
-    outcome = tracker.finish(60)
+    outcome = tracker.finish(240)
     assert outcome.ok, outcome.message
     run = the_run(client, "killed-tracker")
     assert run.info.status == "FINISHED"
@@ -268,14 +268,14 @@ def test_a_run_that_goes_on_waits_for_what_still_sends_the_killed_one(
     with pytest.raises(subprocess.TimeoutExpired):
         tracker._process.wait(8)
     os.close(folder)
-    outcome = tracker.finish(60)
+    outcome = tracker.finish(240)
     assert outcome.ok, outcome.message
     assert live_values(client, the_run(client, "goes-on")) == [0, 1, 2]
 
 
 def test_a_run_that_writes_no_result_is_marked(client: Any, tracking: Tracking, run_dir: Path) -> None:
     tracker = Tracker.start(run_dir, tracking, "no-result", "a run")
-    outcome = tracker.finish(60)
+    outcome = tracker.finish(240)
     assert outcome.ok, outcome.message
     run = the_run(client, "no-result")
     assert (run.info.status, run.data.tags["status"]) == ("KILLED", "interrupted")
@@ -337,7 +337,7 @@ def test_a_refusing_server_costs_seconds_and_the_run_can_be_sent_later(client: A
     tracker = Tracker.start(run_dir, Tracking(uri=there, experiment=EXPERIMENT), "refused", "a run")
     write_live(run_dir, 0, 5)
     write_result(run_dir, "refused")
-    outcome = tracker.finish(100)
+    outcome = tracker.finish(240)
     assert not outcome.ok
     assert outcome.message.startswith(f"tracking.uri: MLflow at {there}: it refuses connections. The run is kept in")
     assert "\n" not in outcome.message
@@ -413,7 +413,7 @@ def test_runs_that_start_together_share_a_new_database(tmp_path: Path) -> None:
         folder.mkdir()
         write_result(folder, folder.name)
     trackers = [Tracker.start(folder, tracking, folder.name, "a run") for folder in folders]
-    outcomes = [tracker.finish(100) for tracker in trackers]
+    outcomes = [tracker.finish(240) for tracker in trackers]
     assert all(outcome.ok for outcome in outcomes), outcomes
     assert len(list((tmp_path / "new" / "mlartifacts").iterdir())) == 2
     for folder in folders:
@@ -458,7 +458,7 @@ def test_a_server_killed_in_the_middle_and_restarted(run_dir: Path, tmp_path: Pa
     write_live(run_dir, 20, 20)
     wait_for(tracker.problem)
     write_result(run_dir, "outage")
-    outcome = tracker.finish(100)
+    outcome = tracker.finish(240)
     assert not outcome.ok
     assert "refuses connections" in outcome.message
     with mlflow_server(tmp_path, port):
