@@ -16,12 +16,11 @@ from mlperf_exp.sut.forward.fuse import fuse
 @pytest.mark.parametrize(("name", "side"), [("resnet50", 224), ("resnet101", 224), ("resnet_tiny", 32)])
 def test_the_work_of_a_sample_is_the_networks(name: str, side: int) -> None:
     said = yaml.safe_load((cli.conf_dir() / "model" / f"{name}.yaml").read_text())["model"]
-    with torch.device("meta"):
-        network = networks.build(name, said.get("classes", 1000)).eval()
-        image = torch.zeros(1, 3, side, side)
+    network = networks.build(name, said.get("classes", 1000)).eval()
+    image = torch.zeros(1, 3, side, side)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network(image)
-    assert counter.get_total_flops() / 1e9 == pytest.approx(said["gflops_per_sample"], rel=1e-3)
+    assert counter.get_total_flops() / 1e9 == pytest.approx(said["gflops_per_sample"], rel=2e-3)
     fused, moved = fuse(network), [0]
 
     def look(_: Any, arguments: tuple[Any, ...], output: Any) -> None:

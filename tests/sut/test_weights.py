@@ -41,7 +41,7 @@ def refused(weights: Path, it: Plan, samples: Any) -> str:
 
 
 def test_of_another_image_classifier(tmp_path: Path) -> None:
-    it = plan("model=resnet_tiny", "model.weights=dummy", "dataset=synthetic_images")
+    it = plan("model=resnet_tiny", "dataset=synthetic_images")
     images = random_images(it.config.model, 2, 1)
     file = tmp_path / "w.pth"
     torch.save(networks.build("resnet_tiny", 7).state_dict(), file)
@@ -57,7 +57,7 @@ def test_of_another_image_classifier(tmp_path: Path) -> None:
 
 
 def test_of_another_encoder(tmp_path: Path) -> None:
-    it = plan("model=bert_tiny", "model.weights=dummy", "dataset=synthetic_questions")
+    it = plan("model=bert_tiny", "dataset=synthetic_questions")
     shape = it.config.model
     samples: Any = type("Set", (), {"tokens": synthetic(4, 20, 0.3, 64, shape.vocab_size, 1)})
     file = tmp_path / "model.bin"
@@ -68,7 +68,7 @@ def test_of_another_encoder(tmp_path: Path) -> None:
 
 
 def test_random_weights_are_the_same_each_time_and_do_not_overflow() -> None:
-    it = plan("model=resnet_tiny", "model.weights=dummy", "dataset=synthetic_images")
+    it = plan("model=resnet_tiny", "model.path=nothing", "model.weights=dummy", "dataset=synthetic_images")
     images = random_images(it.config.model, 8, 1)
     first: Any = build.program(it, None, images)
     torch.manual_seed(99)
