@@ -44,7 +44,7 @@ def result_of(folder: Path) -> dict[str, Any]:
 
 
 def test_system_lost_in_the_middle(tmp_path: Path) -> None:
-    done = run(tmp_path / "run", *SIMULATED, *LONG, "backend.fail_after=300", timeout_s=60)
+    done = run(tmp_path / "run", *SIMULATED, *LONG, "backend.fail_after=300", timeout_s=200)
     assert done.status == 1
     assert "told to fail" in done.last_line
     result = done.result
@@ -63,13 +63,13 @@ def test_system_that_hangs(tmp_path: Path) -> None:
     )
     assert done.status == 1
     assert "scenario.stall_timeout_s" in done.last_line
-    assert time.monotonic() - began < 45
+    assert time.monotonic() - began < 150  # and not the five minutes that the load was set to
     assert done.result["metrics"]["completed"] == 300
 
 
 def test_offline_system_that_hangs(tmp_path: Path) -> None:
     overrides = [*SIMULATED, "scenario=offline", "scenario.min_duration_s=1", "scenario.min_query_count=2000"]
-    done = run(tmp_path / "run", *overrides, "backend.hang_after=500", "scenario.stall_timeout_s=3", timeout_s=60)
+    done = run(tmp_path / "run", *overrides, "backend.hang_after=500", "scenario.stall_timeout_s=3", timeout_s=200)
     assert done.status == 1
     assert done.result["metrics"]["completed"] == 500
 
@@ -96,7 +96,7 @@ def test_interrupted(tmp_path: Path, number: signal.Signals) -> None:
     process = start(folder, *SIMULATED, *LONG)
     wait_for(lambda: measured(folder) > 200)
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=150)
     assert process.returncode == 130, stderr
     assert "interrupted" in stderr.strip().splitlines()[-1]
     assert "Traceback" not in stderr
@@ -124,7 +124,7 @@ def test_a_full_disk_fails_the_run_in_one_line(tmp_path: Path) -> None:
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)], check=True)
     try:
-        done = run(small / "run", *SIMULATED, "scenario.target_qps=3000", "scenario.min_duration_s=5", timeout_s=90)
+        done = run(small / "run", *SIMULATED, "scenario.target_qps=3000", "scenario.min_duration_s=5", timeout_s=200)
         assert done.status in (1, 2)
         assert "No space left" in done.last_line
         assert "Traceback" not in done.stderr
@@ -151,7 +151,7 @@ def test_engine_killed_in_the_middle(tmp_path: Path) -> None:
     assert killed
     for engine in killed:
         engine.kill()
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=240)
     assert process.returncode == 1, stderr
     assert "engine died" in stderr.strip().splitlines()[-1]
     result = result_of(folder)
@@ -166,11 +166,11 @@ def test_ctrl_c_while_the_engine_starts(tmp_path: Path) -> None:
     wait_for(lambda: (folder / "engine.log").exists() and engines(process.pid))
     left = engines(process.pid)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=150)
     assert process.returncode == 130, stderr
     assert "interrupted" in stderr.strip().splitlines()[-1]
     assert result_of(folder)["run"]["status"] == "interrupted"
-    wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in left), 15)
+    wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in left), 90)
 
 
 @pytest.mark.vllm
@@ -182,4 +182,4 @@ def test_no_engine_outlives_its_run(tmp_path: Path) -> None:
     assert left
     process.kill()
     process.wait(10)
-    wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in left), 15)
+    wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in left), 90)
