@@ -17,18 +17,22 @@ SHORT = ["model=llama3_tiny", "backend=simulated", "scenario=offline", "scenario
          "name='a b; $(touch gone)'"]  # fmt: skip
 
 
+def clean() -> dict[str, str]:
+    """This process's variables but Ray's: a test beside this one that imports Ray in this process sets some."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+
+
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("replay") / "run"
     command = [sys.executable, "-m", "mlperf_exp", f"hydra.run.dir={folder}", *SHORT]
-    subprocess.run(command, check=True, capture_output=True, cwd=folder.parent)
+    subprocess.run(command, check=True, capture_output=True, cwd=folder.parent, env=clean())
     return folder
 
 
 def replay(run_dir: Path, *more: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}  # a test beside this one may set some
     command = [sys.executable, "-m", "mlperf_exp.replay", str(run_dir), *more]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environ | variables)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=clean() | variables)
 
 
 def test_here_and_now_nothing_differs(run_dir: Path) -> None:
