@@ -26,6 +26,7 @@ from mlperf_exp.records import Live
 from mlperf_exp.track import content
 from mlperf_exp.track.mirror import Mirror, prepare_environment
 from mlperf_exp.track.tracker import Tracker, absolute_uri
+from tests import mlflow_server
 
 EXPERIMENT = "tests"
 NAN = float("nan")
@@ -421,28 +422,6 @@ def test_runs_that_start_together_share_a_new_database(tmp_path: Path) -> None:
         assert not log.exists(), log.read_text()  # not even a retry
 
 
-@contextlib.contextmanager
-def mlflow_server(folder: Path, port: int) -> Iterator[None]:
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", "kept"]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "server.log").open("ab") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
-
-    def up() -> bool:
-        assert process.poll() is None, (folder / "server.log").read_text()
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return True
-        return False
-
-    try:
-        wait_for(up, 240)
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 @pytest.mark.timeout(900)
 def test_a_server_killed_in_the_middle_and_restarted(run_dir: Path, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
@@ -451,7 +430,7 @@ def test_a_server_killed_in_the_middle_and_restarted(run_dir: Path, tmp_path: Pa
         there, port = address(free), free.getsockname()[1]
     tracking = Tracking(uri=there, experiment=EXPERIMENT, interval_s=0.3)
     client = MlflowClient(there)
-    with mlflow_server(tmp_path, port):
+    with mlflow_server.serving(tmp_path, port):
         tracker = Tracker.start(run_dir, tracking, "outage", "a run")
         write_live(run_dir, 0, 20)
         wait_for(lambda: runs_of(client, "outage") and len(live_values(client, the_run(client, "outage"))) == 20)
@@ -461,7 +440,7 @@ def test_a_server_killed_in_the_middle_and_restarted(run_dir: Path, tmp_path: Pa
     outcome = tracker.finish(240)
     assert not outcome.ok
     assert "refuses connections" in outcome.message
-    with mlflow_server(tmp_path, port):
+    with mlflow_server.serving(tmp_path, port):
         sent = resend(run_dir)
         assert sent.returncode == 0, sent.stdout + sent.stderr
         run = the_run(client, "outage")

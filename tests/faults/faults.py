@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import mlflow_server
 from tests.faults.attempt import ENGINE, LONG, NO_TRACKING, SHORT, Attempt
 from tests.sut.openai_server import Kind, Server
 
@@ -149,26 +148,9 @@ def mlflow_down_at_start(attempt: Attempt) -> None:
 
 @contextlib.contextmanager
 def _mlflow(attempt: Attempt) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-               "--backend-store-uri", f"sqlite:///{attempt.folder}/server.db"]  # fmt: skip
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(
-        command, cwd=attempt.folder, env=environment, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        for _ in range(600):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.2)
+    port = mlflow_server.free_port()
+    with mlflow_server.serving(attempt.folder, port) as server:
         yield f"http://127.0.0.1:{port}", server
-    finally:
-        with contextlib.suppress(OSError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
 
 
 def mlflow_down_in_the_middle(attempt: Attempt) -> None:
@@ -176,7 +158,7 @@ def mlflow_down_in_the_middle(attempt: Attempt) -> None:
         attempt.start(*SHORT[attempt.scenario], f"tracking.uri={uri}", "tracking.timeout_s=20")
         attempt.begun(1)
         attempt.hurt()
-        os.killpg(server.pid, signal.SIGKILL)
+        mlflow_server.kill(server)
         attempt.end()
 
 
@@ -185,7 +167,7 @@ def mlflow_down_at_the_end(attempt: Attempt) -> None:
         attempt.start(*SHORT[attempt.scenario], f"tracking.uri={uri}", "tracking.timeout_s=20")
         attempt.until(lambda: (attempt.run_dir / "result.json").exists())
         attempt.hurt()
-        os.killpg(server.pid, signal.SIGKILL)
+        mlflow_server.kill(server)
         attempt.end()
 
 
