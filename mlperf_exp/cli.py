@@ -126,7 +126,7 @@ def refuse_secrets(words: Sequence[str]) -> None:
 
 
 def _refuse_nothing(words: Sequence[str]) -> None:
-    """Refuse ``~model``, ``model=`` and ``model=null``, and several launchers: Hydra's own errors say little."""
+    """Refuse ``~model``, ``model=``, ``model=null``, several launchers and swept keys of one: Hydra says little."""
     for word in words:
         match = re.fullmatch(r"~?(model|dataset|hw|scenario|backend)(?:=(?:null)?)?", word)
         if match:
@@ -138,6 +138,13 @@ def _refuse_nothing(words: Sequence[str]) -> None:
                 "hydra/launcher",
                 f"{','.join(launchers)}: a sweep has one launcher",
                 f"Run a command for each: python -m mlperf_exp -m hydra/launcher={launchers[0]} ...",
+            )
+        several = re.fullmatch(r"(hydra\.launcher\.[\w.]+)=([^\[{('\",]+),.*", word)
+        if several:
+            raise UserError(
+                several[1],
+                f"{word.partition('=')[2]}: it belongs to the launcher, and a sweep has one launcher",
+                f"Run a command for each: python -m mlperf_exp -m {several[1]}={several[2]} ...",
             )
 
 

@@ -73,3 +73,19 @@ def test_a_sweep_over_experiments_with_different_launchers_is_refused(folder: Pa
     assert said in done.stderr
     assert "python -m mlperf_exp -m hydra/launcher=slurm experiment=far" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "remedy"),
+    [
+        ("hydra/launcher=local,slurm", "python -m mlperf_exp -m hydra/launcher=local ..."),
+        ("hydra.launcher.max_parallel=1,2", "python -m mlperf_exp -m hydra.launcher.max_parallel=1 ..."),
+    ],
+)
+def test_a_launcher_inside_a_sweep_is_refused_before_anything_starts(folder: Path, word: str, remedy: str) -> None:
+    done = run(folder, "-m", "model=llama3_tiny", "backend=simulated", "scenario.target_qps=1,2", word)
+    assert done.returncode == 2
+    assert "a sweep has one launcher" in done.stderr
+    assert remedy in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (folder / "outputs").exists()
