@@ -109,7 +109,13 @@ def run_test(
     ``on_live`` is called about every ``interval_s`` in the caller's thread. LoadGen's logs and ``user.conf`` go to
     ``log_dir``, which must exist. ``audit`` is the text of a compliance test's ``audit.config``: LoadGen lets it
     override the settings.
+
+    Raises:
+        RunFailed: LoadGen cannot read its configuration, or an earlier test was left behind in this process: LoadGen
+            has one log for all, and another test would end the process.
     """
+    if abandoned():
+        raise RunFailed("LoadGen still runs an earlier test in this process: start the next one in one of its own")
     chosen, user_conf = settings(plan, mode, total_samples)
     write_atomic(log_dir / "user.conf", user_conf)
     audit_path = log_dir / "audit.config"  # named always: LoadGen would else apply a stray one in the working directory

@@ -270,6 +270,7 @@ def test_out_of_memory_in_a_run_fails_the_run_and_not_the_process(
     from mlperf_exp.sut.forward.images import ImageProgram
 
     words = ["scenario.min_duration_s=0.5", "scenario.min_query_count=700", "scenario.mode=performance"]
+    words += ["scenario.target_qps=700"] if scenario == "server" else []  # LoadGen sends all of them, and then ends
     it = plan(f"scenario={scenario}", *words)
     images = random_images(it.config.model, 20, 1)
     system = Torch(it, None)
@@ -288,6 +289,7 @@ def test_out_of_memory_in_a_run_fails_the_run_and_not_the_process(
     assert outcome.failure.startswith("PyTorch failed: OutOfMemoryError: CUDA out of memory.")
     records = outcome.records
     assert len(records.finished) == records.issued and records.errors and not records.duplicates
+    assert outcome.finished
     system.stop()
 
 
