@@ -282,6 +282,7 @@ class Training:
     eval_period: int = 4  # epochs between two
     target: float | None = None  # top-1 in percent, which ends the training; None: MLPerf's, where it has one
     steps: int | None = None  # ends after so many steps of the optimizer, without evaluation: for speed only
+    stall_timeout_s: float = 900.0  # no step for so long, start and compilation included: the run has failed
     submitter: str = "unnamed"  # as MLPerf's log names it
 
 

@@ -86,6 +86,7 @@ class Job:
     steps: int | None = None
     warmup_iterations: int = 0
     threads: int | None = None  # a rank's share of the cores
+    stall_timeout_s: float = 900.0
 
     @property
     def global_batch(self) -> int:
@@ -107,6 +108,10 @@ class Job:
     def folder(self) -> Path:
         """Where the ranks write."""
         return Path(self.run_dir) / "train"
+
+    def beat(self, rank: int) -> Path:
+        """A file whose time is that of the rank's last sign of life, in training and in evaluation."""
+        return self.folder / f"rank-{rank}.beat"
 
     def evaluation_steps(self) -> list[int]:
         """The steps after which is evaluated: after ``eval_offset`` epochs, then every ``eval_period``, and at the end.

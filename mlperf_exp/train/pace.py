@@ -45,6 +45,7 @@ class Pace(Callback):
         self._group: Any = None
         self._asked: tuple[Any, torch.Tensor] | None = None
         self._path = job.folder / FILE if rank == 0 else None
+        self._beat, self._beat_at = job.beat(rank), 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The clock starts."""
@@ -59,6 +60,7 @@ class Pace(Callback):
     ) -> None:
         """Keep the loss; at the end of a step, see what is due."""
         assert isinstance(pl_module, Classifier)
+        self._alive()
         self._losses.append(outputs["loss"])
         self._micro += 1
         if self._micro < self._job.accumulation:
@@ -84,6 +86,10 @@ class Pace(Callback):
         """Evaluation's time is not training's."""
         self.settle(pl_module)
 
+    def on_validation_batch_end(self, *_: Any) -> None:
+        """A sign of life."""
+        self._alive()
+
     def settle(self, module: L.LightningModule) -> None:
         """Write what has not been written of the steps made, and start the clock anew."""
         assert isinstance(module, Classifier)
@@ -100,6 +106,12 @@ class Pace(Callback):
         """Append to ``progress.jsonl``."""
         if self._path is not None:
             append(self._path, entry)
+
+    def _alive(self) -> None:
+        """Let the supervisor know, once a second at most."""
+        if (now := time.perf_counter()) - self._beat_at > 1.0:
+            self._beat_at = now
+            self._beat.touch()
 
     def _write_line(self, module: Classifier) -> None:
         job = self._job

@@ -160,6 +160,7 @@ def make_job(plan: Plan, inputs: Inputs) -> Job:
         ),
         steps=_speed_steps(plan),
         warmup_iterations=settings["warmup_steps"],
+        stall_timeout_s=rules.stall_timeout_s,
         threads=backend.threads or (None if on_gpu else max(1, cores // per_node)),
     )
 

@@ -19,6 +19,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from mlperf_exp.errors import Interrupted
 from mlperf_exp.sut.reaper import Reaper
 from mlperf_exp.train.job import Job
@@ -88,10 +90,20 @@ def _watch(ranks: list[_Rank], control: _Control | None, on_look: Callable[[], N
 
 
 def _failure(ranks: list[_Rank], control: _Control | None) -> str | None:
-    own = next((text for rank in ranks if not rank.running and (text := rank.failure())), None)
+    own = next((text for rank in ranks if not rank.running and (text := rank.failure())), None) or _stall(ranks)
     if own is None and control is not None:
         return control.failure()
     return own
+
+
+def _stall(ranks: list[_Rank]) -> str | None:
+    """In one sentence, that a rank gave no sign of life for too long; one that is stopped holds up the others."""
+    silent = [rank for rank in ranks if rank.running and rank.silent_s > rank.stall_timeout_s]
+    if not silent:
+        return None
+    first = min(silent, key=lambda rank: not rank.stopped)
+    how = " (it is stopped)" if first.stopped else ""
+    return f"{first.name} made no step in {first.stall_timeout_s:g} s (scenario.stall_timeout_s){how}"
 
 
 class _Rank:
@@ -104,6 +116,11 @@ class _Rank:
         self._log = job.folder / f"rank-{self.number}.log"
         self._error = job.folder / f"rank-{self.number}.error"
         self._error.unlink(missing_ok=True)
+        self.stall_timeout_s = job.stall_timeout_s
+        self.name = f"rank {self.number} on {self._host}"
+        self._beat = job.beat(self.number)
+        self._beat.touch()
+        self._beaten = (0, time.monotonic())  # the beat's last time, and when it was seen: the system's clock may jump
         environment = (
             os.environ
             | dict(variables)
@@ -133,6 +150,22 @@ class _Rank:
         """Whether the process lives."""
         return self._process.poll() is None
 
+    @property
+    def silent_s(self) -> float:
+        """Seconds since its last sign of life, or its start."""
+        now = time.monotonic()
+        with contextlib.suppress(OSError):
+            if (last := self._beat.stat().st_mtime_ns) != self._beaten[0]:
+                self._beaten = (last, now)
+        return now - self._beaten[1]
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody stopped it, as by Ctrl-Z or a debugger."""
+        with contextlib.suppress(psutil.Error):
+            return bool(psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED)
+        return False
+
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
         with contextlib.suppress(ProcessLookupError):
@@ -143,13 +176,12 @@ class _Rank:
         status = self._process.poll()
         if status in (None, 0):
             return None
-        name = f"rank {self.number} on {self._host}"
         try:
-            return f"{name}: {self._error.read_text().strip()}"
+            return f"{self.name}: {self._error.read_text().strip()}"
         except OSError:
             pass
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        return f"{name} {how}{_last_words(self._log)}"
+        return f"{self.name} {how}{_last_words(self._log)}"
 
     def close(self) -> None:
         """Kill what still runs."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -23,8 +22,7 @@ from mlperf_exp.doctor.link import Link, measure, serving
 from mlperf_exp.doctor.peers import Place
 from mlperf_exp.doctor.report import as_json
 from mlperf_exp.environment import Gpu
-
-CLUSTERS = Path(__file__).parent.parent / "clusters"
+from tests.clusters.hosts import Hosts, two_hosts
 
 
 def doctor(*overrides: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -174,21 +172,12 @@ def test_a_report_fails_by_one_check() -> None:
 
 
 @pytest.fixture
-def hosts() -> Iterator[list[str]]:
-    if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("nsenter") is None:
-        pytest.skip("two hosts are network namespaces, which need root, iproute2 and util-linux")
-    number = os.getpid() % 250 + 1
-    names = (f"d{number}n", f"10.97.{number}")
-    made = subprocess.run([str(CLUSTERS / "net.sh"), "up", *names], capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"network namespaces cannot be made here: {made.stderr.strip()}")
-    try:
-        yield [f"{names[0]}1", f"{names[0]}2"]
-    finally:
-        subprocess.run([str(CLUSTERS / "net.sh"), "down", *names], capture_output=True)
+def hosts() -> Iterator[Hosts]:
+    with two_hosts("d") as made:
+        yield made
 
 
-def on_both(hosts: list[str], folder: Path, *overrides: str, master: str) -> list[tuple[int, str, str]]:
+def on_both(hosts: Hosts, folder: Path, *overrides: str, master: str) -> list[tuple[int, str, str]]:
     common = {
         "WORLD_SIZE": "2",
         "LOCAL_RANK": "0",
@@ -197,29 +186,29 @@ def on_both(hosts: list[str], folder: Path, *overrides: str, master: str) -> lis
         "MASTER_PORT": "29533",
     }
     processes = []
-    for i, name in enumerate(hosts):
+    for i, name in enumerate(hosts.names):
         fixed = ["hw=cpu", "hw.nodes=2", "disk_mib=1", "seconds=0.3", f"hydra.run.dir={folder / str(i)}"]
-        command = [str(CLUSTERS / "onhost.sh"), name, sys.executable, "-m", "mlperf_exp.doctor", *fixed, *overrides]
+        command = hosts.on(name, sys.executable, "-m", "mlperf_exp.doctor", *fixed, *overrides)
         env = {**os.environ, **common, "RANK": str(i)}
         processes.append(subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=env, cwd=folder))
     return [(process.wait(280), *process.communicate()) for process in processes]
 
 
-def test_two_hosts_are_measured_against_each_other(hosts: list[str], tmp_path: Path) -> None:
-    first, second = on_both(hosts, tmp_path, "json=true", master=hosts[0])
+def test_two_hosts_are_measured_against_each_other(hosts: Hosts, tmp_path: Path) -> None:
+    first, second = on_both(hosts, tmp_path, "json=true", master=hosts.names[0])
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     assert second[1] == ""  # the first one speaks for all
     report = json.loads(first[1])
     found = {(check["node"], check["name"]): check for check in report["checks"]}
-    for name in hosts:
+    for name in hosts.names:
         for what in ("port reach", "latency", "bandwidth", "clock offset", "first node's name"):
             assert found[name, what]["value"] is not None, what
         assert found[name, "bandwidth"]["value"] > 0.01 and abs(found[name, "clock offset"]["value"]) < 1000
     assert found["all", "all-reduce"]["value"] > 0 and "by gloo, 2 processes" in found["all", "all-reduce"]["found"]
 
 
-def test_hosts_that_do_not_meet_are_told_in_time(hosts: list[str], tmp_path: Path) -> None:
-    subprocess.run(["ip", "-n", hosts[1], "link", "set", "eth0", "down"], check=True)
-    first, second = on_both(hosts, tmp_path, "timeout_s=5", master=hosts[0])
+def test_hosts_that_do_not_meet_are_told_in_time(hosts: Hosts, tmp_path: Path) -> None:
+    hosts.cut(hosts.names[1])
+    first, second = on_both(hosts, tmp_path, "timeout_s=5", master=hosts.names[0])
     assert first[0] == 1 and "did not meet" in first[1] and "meeting" in first[2]
     assert second[0] in (0, 1)

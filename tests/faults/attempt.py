@@ -24,10 +24,14 @@ LONG = {
                 "scenario.min_duration_s=0", "scenario.min_query_count=200000", "scenario.mode=performance"],
     "server": ["model=llama3_tiny", "backend=simulated", "scenario=server", "scenario.target_qps=100",
                "scenario.min_duration_s=400", "scenario.mode=performance"],
+    "train": ["model=resnet_tiny", "hw=cpu", "scenario=train", "division=open", "scenario.max_epochs=1000",
+              "scenario.eval_offset=1000", "scenario.target=100", "backend.threads=1", "backend.log_every_steps=2",
+              "backend.checkpoint_every_s=2"],
 }  # fmt: skip
 SHORT = {
     "offline": [*LONG["offline"], "scenario.min_query_count=500", "scenario.samples=500", "backend.tpot_ms=0.1"],
     "server": [*LONG["server"], "scenario.min_duration_s=2", "scenario.samples=100"],
+    "train": [*LONG["train"], "dataset=synthetic_images", "dataset.samples=640", "scenario.max_epochs=4"],
 }
 ENGINE = {  # on vLLM, for as long as it takes
     "offline": [
@@ -37,6 +41,7 @@ ENGINE = {  # on vLLM, for as long as it takes
         "backend.engine.max_num_seqs=8",
     ],
     "server": ["experiment=quickstart", "scenario.target_qps=6", "scenario.min_duration_s=400"],
+    "train": [*LONG["train"], "backend.processes=2"],
 }
 NO_TRACKING = "tracking.enabled=false"
 
@@ -152,10 +157,13 @@ class Attempt:
         return found
 
     def engines(self) -> list[psutil.Process]:
-        """vLLM's processes, the one that computes first."""
+        """vLLM's processes, the one that computes first; of a training the last rank."""
         assert self.process is not None
         with contextlib.suppress(psutil.Error):
             children = psutil.Process(self.process.pid).children(recursive=True)
+            if self.scenario == "train":
+                ranks = [p for p in children if "mlperf_exp.train.worker" in p.cmdline()]
+                return [max(ranks, key=lambda p: int(p.environ()["RANK"]))]
             found = [p for p in children if "spawn_main" in " ".join(p.cmdline()) or "VLLM" in p.name()]
             return sorted(found, key=lambda p: -p.memory_info().rss)
         return []

@@ -17,6 +17,10 @@ from pathlib import Path
 from tests import mlflow_server
 from tests.faults.attempt import ENGINE, LONG, NO_TRACKING, SHORT, Attempt
 from tests.sut.openai_server import Kind, Server
+from tests.train.few import few_digits
+
+SERVED = ("offline", "server")
+ALL = (*SERVED, "train")
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Fault:
     """A fault and how a run has to end by it.
 
     ``status``: the exit statuses that are right; ``says``: words of which the last line on stderr, or a warning of the
-    record, holds one; ``record``: the record's status, None where there may be none. ``vllm``: takes a real engine.
+    record, holds one; ``record``: the record's status, None where there may be none.
     """
 
     name: str
@@ -32,8 +36,7 @@ class Fault:
     status: tuple[int, ...]
     says: tuple[str, ...]
     record: str | None
-    vllm: bool = False
-    scenarios: tuple[str, ...] = ("offline", "server")
+    scenarios: tuple[str, ...] = SERVED
 
 
 def killed_engine(attempt: Attempt) -> None:
@@ -46,7 +49,8 @@ def killed_engine(attempt: Attempt) -> None:
 
 
 def hanging_engine(attempt: Attempt) -> None:
-    attempt.start(*ENGINE[attempt.scenario], NO_TRACKING, "scenario.stall_timeout_s=5")
+    bound_s = 30 if attempt.scenario == "train" else 5  # which counts from the start of a training
+    attempt.start(*ENGINE[attempt.scenario], NO_TRACKING, f"scenario.stall_timeout_s={bound_s}")
     attempt.begun(10)
     attempt.hurt()
     for engine in attempt.engines():
@@ -115,7 +119,7 @@ def _small_disk(attempt: Attempt, size: str) -> Iterator[None]:
 
 def full_disk(attempt: Attempt) -> None:
     with _small_disk(attempt, "8m"):
-        attempt.start(*LONG[attempt.scenario], NO_TRACKING, "scenario.stall_timeout_s=60")
+        attempt.start(*LONG[attempt.scenario], NO_TRACKING)
         attempt.begun()
         with (attempt.run_dir / "filler").open("wb") as file, contextlib.suppress(OSError):
             while True:
@@ -194,7 +198,8 @@ def stepped_clock(attempt: Attempt) -> None:
     stamp.write_text("+0")
     environment = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(stamp), "FAKETIME_NO_CACHE": "1",
                    "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"}  # fmt: skip
-    attempt.start(*SHORT[attempt.scenario], "scenario.min_duration_s=8", NO_TRACKING, environment=environment)
+    longer = "scenario.max_epochs=40" if attempt.scenario == "train" else "scenario.min_duration_s=8"
+    attempt.start(*SHORT[attempt.scenario], longer, NO_TRACKING, environment=environment)
     attempt.begun(1)
     attempt.hurt()
     stamp.write_text("-3600")
@@ -208,6 +213,18 @@ def replaced_data(attempt: Attempt) -> None:
     attempt.begun(1)
     attempt.hurt()
     data.write_text("[]")
+    attempt.end()
+
+
+def broken_image(attempt: Attempt) -> None:
+    """A training reads its images as it goes on: one that is no image any more ends it, by name."""
+    data = few_digits(attempt.folder, train=40)
+    attempt.start(*LONG[attempt.scenario], f"dataset.path={data}", NO_TRACKING)
+    attempt.begun()
+    attempt.hurt()
+    for image in (data / "train" / "3").iterdir():
+        image.unlink()
+        image.write_bytes(b"no image")
     attempt.end()
 
 
@@ -244,26 +261,30 @@ def _served(kind: Kind) -> Callable[[Attempt], None]:
 
 INTERRUPTED = (130,)
 FAULTS = (
-    Fault("LoadGen's process killed", killed_run, (-9,), (), None),
-    Fault("disk full", full_disk, (1, 130), ("No space left", "interrupted"), None),
-    Fault("folder made read-only", read_only_folder, (1, 2), ("Permission denied",), None),
-    Fault("MLflow down at the start", mlflow_down_at_start, (0,), ("send it later",), "finished"),
-    Fault("MLflow down in the middle", mlflow_down_in_the_middle, (0,), ("send it later",), "finished"),
-    Fault("MLflow down at the end", mlflow_down_at_the_end, (0,), ("send it later",), "finished"),
-    Fault("MLflow never answers", slow_mlflow, (0,), ("send it later",), "finished"),
-    Fault("clock set back an hour", stepped_clock, (0,), (), "finished"),
-    Fault("SIGINT", _signal(signal.SIGINT), INTERRUPTED, ("interrupted",), "interrupted"),
-    Fault("SIGTERM", _signal(signal.SIGTERM), INTERRUPTED, ("interrupted",), "interrupted"),
-    Fault("terminal closed", closed_terminal, INTERRUPTED, ("interrupted",), "interrupted"),
+    Fault("run killed", killed_run, (-9,), (), None, scenarios=ALL),
+    Fault("disk full", full_disk, (1, 130), ("No space left", "interrupted"), None, scenarios=ALL),
+    Fault("folder made read-only", read_only_folder, (1, 2), ("Permission denied",), None, scenarios=ALL),
+    Fault("MLflow down at the start", mlflow_down_at_start, (0,), ("send it later",), "finished", scenarios=ALL),
+    Fault("MLflow down in the middle", mlflow_down_in_the_middle, (0,), ("send it later",), "finished", scenarios=ALL),
+    Fault("MLflow down at the end", mlflow_down_at_the_end, (0,), ("send it later",), "finished", scenarios=ALL),
+    Fault("MLflow never answers", slow_mlflow, (0,), ("send it later",), "finished", scenarios=ALL),
+    Fault("clock set back an hour", stepped_clock, (0,), (), "finished", scenarios=ALL),
+    Fault("SIGINT", _signal(signal.SIGINT), INTERRUPTED, ("interrupted",), "interrupted", scenarios=ALL),
+    Fault("SIGTERM", _signal(signal.SIGTERM), INTERRUPTED, ("interrupted",), "interrupted", scenarios=ALL),
+    Fault("terminal closed", closed_terminal, INTERRUPTED, ("interrupted",), "interrupted", scenarios=ALL),
     Fault("data file replaced", replaced_data, (0,), (), "finished"),
-    Fault("two runs in one folder", two_in_one_folder, INTERRUPTED, ("interrupted",), "interrupted"),
+    Fault("images replaced", broken_image, (1,), ("cannot be read as an image",), "failed", scenarios=("train",)),
+    Fault("two runs in one folder", two_in_one_folder, INTERRUPTED, ("interrupted",), "interrupted", scenarios=ALL),
     Fault("server answers 429", _served(Kind.STATUS_429), (0, 1), ("429",), None),
     Fault("server answers 500", _served(Kind.STATUS_500), (0, 1), ("500",), None),
     Fault("server sends half a chunk", _served(Kind.HALF_EVENT), (0, 1), ("",), None),
     Fault("server's stream never ends", _served(Kind.ENDLESS_COMMENTS), (0, 1), ("",), None),
-    Fault("engine process killed", killed_engine, (1,), ("engine died",), "failed", vllm=True),
-    Fault("engine hangs", hanging_engine, (1,), ("no query finished in",), "failed", vllm=True),
-    Fault("engine out of memory", out_of_memory, (1,), ("engine died",), "failed", vllm=True),
+    Fault("engine process killed", killed_engine, (1,), ("engine died",), "failed"),
+    Fault("engine hangs", hanging_engine, (1,), ("no query finished in",), "failed"),
+    Fault("engine out of memory", out_of_memory, (1,), ("engine died",), "failed"),
+    Fault("rank killed", killed_engine, (1,), ("rank 1 on ",), "failed", scenarios=("train",)),
+    Fault("rank hangs", hanging_engine, (1,), ("made no step in 30 s",), "failed", scenarios=("train",)),
+    Fault("rank out of memory", out_of_memory, (1,), ("rank 1 on ",), "failed", scenarios=("train",)),
 )
 
 
