@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.clusters.debian import gone
 from tests.clusters.slurm import Slurm, _free_port
 
 CURL = """#!/bin/bash
@@ -49,10 +50,8 @@ CONFIG = """Host testbed
 
 
 def missing() -> str | None:
-    """Why SkyPilot cannot be let onto a Slurm here."""
-    gone = [name for name in ("/usr/sbin/sshd", "ssh-keygen", "iptables", "rsync") if shutil.which(name) is None]
-    remedy = "on Debian: apt-get install openssh-server iptables rsync"
-    return f"{', '.join(gone)} not installed; {remedy}" if gone else None
+    """Why SkyPilot cannot be let onto a Slurm here, after trying to install what it takes; None where it can."""
+    return gone(("/usr/sbin/sshd", "ssh-keygen", "iptables", "rsync"), ("openssh-server", "iptables", "rsync"))
 
 
 @contextlib.contextmanager

@@ -57,6 +57,10 @@ def main(cfg):
         raise InvalidResult("the run is not valid: too slow")
     if act == "user":
         raise UserError("a.key", "is wrong", "Mend it")
+    if act == "fill":
+        with (folder / "data").open("wb") as file:
+            for _ in range(64):
+                file.write(bytes(1 << 20))
     if act == "memory":
         held = bytearray(int(number) << 20)
         time.sleep(60)
@@ -223,6 +227,21 @@ def test_a_pod_that_is_evicted_is_tried_again_in_a_folder_of_its_own(sweeps: Swe
     assert (sweeps.folder / "sweep" / "0.attempt_2" / "seen.json").exists()
     for name in sweeps.cluster.nodes:
         (sweeps.cluster.folder / name / "evict").unlink(missing_ok=True)
+
+
+def test_a_full_disk_is_named(sweeps: Sweeps) -> None:
+    """The jobs' folders on the node are on a disk of 8 MiB."""
+    small = (
+        "hydra.launcher.backend.pod={spec: {volumes: [{name: small, emptyDir: {sizeLimit: 8Mi}}], "
+        "containers: [{name: job, volumeMounts: [{name: small, mountPath: /tmp/mlperf_exp}]}]}}"
+    )
+    done = sweeps.run("+act=fill,lines_3", "hydra.launcher.max_parallel=1", small)
+    assert done.returncode == 1, done.stderr
+    assert sweeps.ends() == ["failed", "finished"]
+    assert "No space left on device" in done.stdout + done.stderr
+    assert "job 0 failed with exit status 1" in done.stderr
+    assert len(json.loads((sweeps.folder / "sweep" / "jobs.json").read_text())["jobs"][0]["attempts"]) == 1
+    assert sweeps.left() == []
 
 
 def test_a_node_that_dies_costs_an_attempt_on_another_one(sweeps: Sweeps) -> None:

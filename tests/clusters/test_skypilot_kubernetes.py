@@ -19,7 +19,7 @@ import pytest
 
 from mlperf_exp import network
 from tests.clusters import k8s
-from tests.clusters.conftest import unused
+from tests.clusters.conftest import started, unused
 from tests.launchers.sky_environment import environment
 
 pytestmark = [
@@ -39,12 +39,8 @@ def gke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[k8s.Kubernetes]:
         pytest.skip(f"no Kubernetes control plane here: {why}")
     number = unused("g")
     folder = tmp_path_factory.mktemp("gke")
-    cluster = k8s.Kubernetes(folder, f"g{number}n", f"10.93.{number}", dict(CAPACITY), dict(A3))
-    try:
-        cluster.start()
+    with started(k8s.Kubernetes(folder, f"g{number}n", f"10.93.{number}", dict(CAPACITY), dict(A3))) as cluster:
         yield cluster
-    finally:
-        cluster.stop()
 
 
 def test_the_pods_have_the_daemon_the_interfaces_and_nccls_settings(gke: k8s.Kubernetes, tmp_path: Path) -> None:
