@@ -89,7 +89,8 @@ def slurm_for_sky(folder: Path, sky_python: str, prefix: str, subnet: str) -> It
                    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n"}  # fmt: skip
     port = _free_port()
     kept = {name: value for name, value in os.environ.items() if name.startswith(("SSL_", "UV_"))}
-    session = {**kept, **slurm.environment, "PATH": path, "HOME": str(home)}
+    packages = {"UV_CACHE_DIR": str(Path(sky_python).parents[2] / "uv")}  # else each cluster fetches all of SkyPilot
+    session = {**kept, **packages, **slurm.environment, "PATH": path, "HOME": str(home)}
     (home / ".slurm" / "config").write_text(CONFIG.format(port=port, home=home))
     environment = " ".join(f'"{name}={value}"' for name, value in session.items())
     (folder / "sshd").write_text(SSHD.format(port=port, folder=folder, home=home, environment=environment))

@@ -335,6 +335,28 @@ def test_an_account_without_rights_is_told_which_it_lacks(sweeps: Sweeps) -> Non
     assert "your account may not create jobs, delete jobs, list jobs, create configmaps" in done.stderr
 
 
+def test_the_rights_that_the_guide_gives_are_enough(sweeps: Sweeps) -> None:
+    """``docs/a30-cluster.md``: its namespace and its Role, for an account that has nothing else."""
+    page = Path(__file__, "../../../docs/a30-cluster.md").resolve().read_text()
+    role = re.search(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert role is not None
+    kubectl = sweeps.cluster.kubectl
+    kubectl("create", "namespace", "mlperf")
+    try:
+        assert "created" in kubectl("apply", "-f", "-", text=role[1])
+        kubectl("create", "rolebinding", "runner", "--role=mlperf-exp", "--user=nobody", "-n", "mlperf")
+        done = sweeps.run(
+            "+act=lines_3,exit_7", f"hydra.launcher.backend.kubeconfig={sweeps.cluster.folder / 'kubeconfig.nobody'}",
+            "hydra.launcher.backend.namespace=mlperf",
+        )  # fmt: skip
+        assert done.returncode == 1, done.stderr
+        assert sweeps.ends() == ["finished", "failed"]
+        assert (sweeps.folder / "sweep" / "0" / "return.json").exists()
+        assert not kubectl("get", "jobs,pods,configmaps", "-n", "mlperf", "-l", "mlperf-exp/uid", "-o", "name")
+    finally:
+        kubectl("delete", "namespace", "mlperf", "--wait=false")
+
+
 def test_a_dry_run_prints_what_kubectl_can_apply(sweeps: Sweeps) -> None:
     done = sweeps.run("+act=lines_1", "hydra.launcher.dryrun=true")
     assert done.returncode == 0 and sweeps.left() == []
