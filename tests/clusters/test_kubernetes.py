@@ -224,7 +224,7 @@ def test_a_pod_that_is_evicted_is_tried_again_in_a_folder_of_its_own(sweeps: Swe
         assert process.wait(250) == 0, sweeps.out
     assert re.search(r"job 0 was preempted: Evicted on \S+: The node was low on resource", sweeps.out)
     assert "attempt 2 of 3" in sweeps.out
-    assert (sweeps.folder / "sweep" / "0.attempt_2" / "seen.json").exists()
+    assert (sweeps.folder / "sweep" / "0.2" / "seen.json").exists()
     for name in sweeps.cluster.nodes:
         (sweeps.cluster.folder / name / "evict").unlink(missing_ok=True)
 
@@ -239,7 +239,8 @@ def test_a_full_disk_is_named(sweeps: Sweeps) -> None:
     assert done.returncode == 1, done.stderr
     assert sweeps.ends() == ["failed", "finished"]
     assert "No space left on device" in done.stdout + done.stderr
-    assert "job 0 failed with exit status 1" in done.stderr
+    assert "job 0 failed (exit status 1), but left no status.json" in done.stderr
+    assert "is its disk full?" in done.stderr
     assert len(json.loads((sweeps.folder / "sweep" / "jobs.json").read_text())["jobs"][0]["attempts"]) == 1
     assert sweeps.left() == []
 
@@ -255,7 +256,7 @@ def test_a_node_that_dies_costs_an_attempt_on_another_one(sweeps: Sweeps) -> Non
         finally:
             sweeps.cluster.start_node(i)
     assert f"the node {dead} does not answer any more" in sweeps.out
-    assert json.loads((sweeps.folder / "sweep" / "0.attempt_2" / "seen.json").read_text())["host"] != dead
+    assert json.loads((sweeps.folder / "sweep" / "0.2" / "seen.json").read_text())["host"] != dead
     ready = lambda: sweeps.cluster.kubectl("get", "nodes", "--no-headers").count(" Ready") == 2  # noqa: E731
     sweeps.cluster.until(ready, "both nodes are back")
 
