@@ -19,6 +19,7 @@ import psutil
 
 from tests.clusters.debian import gone
 from tests.clusters.slurm import Slurm, _free_port
+from tests.launchers.sky_environment import server
 
 CURL = """#!/bin/bash
 # Stands in for curl: uv's installer puts a copy of uv in its place.
@@ -96,10 +97,9 @@ def slurm_for_sky(folder: Path, sky_python: str, prefix: str, subnet: str) -> It
     (folder / "sshd").write_text(SSHD.format(port=port, folder=folder, home=home, environment=environment))
     Path("/run/sshd").mkdir(exist_ok=True)
     mine = {**os.environ, "HOME": str(home), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1", "USER": "root"}
-    sky = str(Path(sky_python).with_name("sky"))
     login: subprocess.Popen[bytes] | None = None
     try:
-        with _way_out(subnet):
+        with server(mine) as sky, _way_out(subnet):
             slurm.start()
             command = f"mount --bind {folder / 'passwd'} /etc/passwd && exec /usr/sbin/sshd -D -e -f {folder / 'sshd'}"
             with (folder / "sshd.log").open("wb") as log:
@@ -109,7 +109,6 @@ def slurm_for_sky(folder: Path, sky_python: str, prefix: str, subnet: str) -> It
             subprocess.run([sky, "check", "slurm"], env=mine, check=True, capture_output=True, timeout=600)
             yield slurm, mine
     finally:
-        subprocess.run([sky, "api", "stop"], env=mine, capture_output=True, timeout=120, check=False)
         if login is not None:
             with contextlib.suppress(psutil.Error):  # sessions outlive the daemon
                 for process in psutil.Process(login.pid).children(recursive=True):
