@@ -1,6 +1,6 @@
 """What a launcher costs a job: trivial jobs on ``local``, and on others beside the same jobs submitted by hand.
 
-    python benchmarks/launchers.py [--launcher local slurm kubernetes] [--jobs 1 10 100]
+    python benchmarks/launchers.py [--launcher local slurm kubernetes] [--jobs 1 10 100] [--repeats 3]
 
 Each sweep runs as a command of its own. ``command_s`` is that of composing alone (``--cfg job``), and is taken off.
 
@@ -15,7 +15,8 @@ kubernetes  on a control plane of two pretend nodes (``tests/clusters/k8s.py``; 
 
 ``over_hand_s``: wall time of the sweep, less ``command_s``, less that by hand. ``first_line_s``: from submission to the
 job's first statement; ``in_hand_s``: from its last statement to the result in the launcher's hand; medians.
-``in_order`` says that no job, and not their order, was lost.
+``in_order`` says that no job, and not their order, was lost. Each figure is the median of ``--repeats`` sweeps, between
+which those by hand stand, so that a busy minute does not fall on one side alone; ``runs`` has them all.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--launcher", nargs="+", choices=("local", *SYSTEMS), default=["local", *SYSTEMS])
     parser.add_argument("--jobs", type=int, nargs="+", default=[1, 10, 100])
+    parser.add_argument("--repeats", type=int, default=1)
     args = parser.parse_args()
     report: dict[str, object] = {
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "load_1min": os.getloadavg()[0]}
@@ -84,28 +86,27 @@ def main() -> None:
         report["command_s"] = round(command_s, 3)
         for name in args.launcher:
             if name == "local":
-                report[name] = local(app, args.jobs, command_s)
+                report[name] = local(app, args.jobs, command_s, args.repeats)
                 continue
             with SYSTEMS[name].start(Path(folder, name)) as why:
-                report[name] = beside_hand(app, name, args.jobs, command_s) if why is None else {"skipped": why}
+                if why is not None:
+                    report[name] = {"skipped": why}
+                    continue
+                report[name] = beside_hand(app, name, args.jobs, command_s, args.repeats)
     print(json.dumps(report, indent=2))
 
 
-def local(app: Path, sizes: list[int], command_s: float) -> dict[str, object]:
+def local(app: Path, sizes: list[int], command_s: float, repeats: int) -> dict[str, object]:
     """The launcher ``local``: one job at a time, and at last two."""
     start_s = statistics.median(seconds([sys.executable, "-c", START]) for _ in range(5))
     sweeps = []
     for jobs, parallel in [*((n, 1) for n in sizes), (max(sizes), 2)]:
-        wall_s, _, in_order = sweep(app, "local", jobs, parallel)
-        sweeps.append(
-            {
-                "jobs": jobs,
-                "max_parallel": parallel,
-                "wall_s": round(wall_s, 3),
-                "overhead_s": round((wall_s - command_s) / jobs - start_s, 3),
-                "in_order": in_order,
-            }
-        )
+        runs = []
+        for _ in range(repeats):
+            wall_s, _, in_order = sweep(app, "local", jobs, parallel)
+            overhead_s = (wall_s - command_s) / jobs - start_s
+            runs.append({"wall_s": wall_s, "overhead_s": overhead_s, "in_order": in_order})
+        sweeps.append({"jobs": jobs, "max_parallel": parallel, **medians(runs)})
     return {
         "process_start_s": round(start_s, 3),
         "bar_overhead_s": LOCAL_BAR_S,
@@ -114,35 +115,43 @@ def local(app: Path, sizes: list[int], command_s: float) -> dict[str, object]:
     }
 
 
-def beside_hand(app: Path, launcher: str, sizes: list[int], command_s: float) -> dict[str, object]:
+def beside_hand(app: Path, launcher: str, sizes: list[int], command_s: float, repeats: int) -> dict[str, object]:
     """A launcher to other machines beside the same jobs submitted by hand."""
     sweeps = []
     for jobs in sizes:
-        hand_s = by_hand(app, launcher, jobs)
-        wall_s, folder, in_order = sweep(app, launcher, jobs, jobs)
-        told = json.loads((folder / "jobs.json").read_text())["jobs"]
-        first, last = [], []
-        for n, job in enumerate(told):
-            *_, began, ended = json.loads((folder / str(n) / "seen.json").read_text())
-            attempt = job["attempts"][-1]
-            first.append(began - datetime.fromisoformat(attempt["submitted_at"]).timestamp())
-            last.append(datetime.fromisoformat(attempt["ended_at"]).timestamp() - ended)
-        sweeps.append(
-            {
-                "jobs": jobs,
-                "wall_s": round(wall_s, 3),
-                "by_hand_s": round(hand_s, 3),
-                "over_hand_s": round(wall_s - command_s - hand_s, 3),
-                "first_line_s": round(statistics.median(first), 3),
-                "in_hand_s": round(statistics.median(last), 3),
-                "in_order": in_order,
-            }
-        )
+        runs = []
+        for _ in range(repeats):
+            hand_s = by_hand(app, launcher, jobs)
+            wall_s, folder, in_order = sweep(app, launcher, jobs, jobs)
+            over_s = wall_s - command_s - hand_s
+            runs.append(
+                {"wall_s": wall_s, "by_hand_s": hand_s, "over_hand_s": over_s, **waits(folder), "in_order": in_order}
+            )
+        sweeps.append({"jobs": jobs, **medians(runs)})
     return {
         "bar_over_hand_s": HAND_BAR_S,
         "sweeps": sweeps,
         "passed": all(float(str(one["over_hand_s"])) < HAND_BAR_S and bool(one["in_order"]) for one in sweeps),
     }
+
+
+def waits(folder: Path) -> dict[str, float]:
+    """How long jobs waited to begin, and their results for the launcher; medians over the jobs."""
+    first, last = [], []
+    for n, job in enumerate(json.loads((folder / "jobs.json").read_text())["jobs"]):
+        *_, began, ended = json.loads((folder / str(n) / "seen.json").read_text())
+        attempt = job["attempts"][-1]
+        first.append(began - datetime.fromisoformat(attempt["submitted_at"]).timestamp())
+        last.append(datetime.fromisoformat(attempt["ended_at"]).timestamp() - ended)
+    return {"first_line_s": statistics.median(first), "in_hand_s": statistics.median(last)}
+
+
+def medians(runs: list[dict[str, float]]) -> dict[str, object]:
+    """Of each figure; ``in_order`` only where it always was."""
+    rounded = [{name: round(value, 3) for name, value in run.items()} for run in runs]
+    found: dict[str, object] = {name: round(statistics.median(run[name] for run in runs), 3) for name in runs[0]}
+    found["in_order"] = all(run["in_order"] for run in runs)
+    return {**found, "runs": rounded} if len(runs) > 1 else found
 
 
 def seconds(command: list[str]) -> float:
@@ -162,7 +171,7 @@ def words(app: Path, launcher: str, folder: Path, jobs: int, parallel: int) -> l
 
 def sweep(app: Path, launcher: str, jobs: int, parallel: int) -> tuple[float, Path, bool]:
     """Run one sweep of ``jobs`` trivial jobs, and check what each of them saw."""
-    folder = app.parent / f"{launcher}_{jobs}_{parallel}"
+    folder = Path(tempfile.mkdtemp(prefix=f"{launcher}_{jobs}_{parallel}_", dir=app.parent))
     wall_s = seconds(words(app, launcher, folder, jobs, parallel))
     seen = [json.loads((folder / str(n) / "seen.json").read_text()) for n in range(jobs)]
     own = {tuple(one[1:3]) for one in seen}
@@ -171,7 +180,7 @@ def sweep(app: Path, launcher: str, jobs: int, parallel: int) -> tuple[float, Pa
 
 def by_hand(app: Path, launcher: str, jobs: int) -> float:
     """Submit what the same sweep would, and wait for the end of the last."""
-    folder = app.parent / f"{launcher}_hand_{jobs}"
+    folder = Path(tempfile.mkdtemp(prefix=f"{launcher}_hand_{jobs}_", dir=app.parent))
     command = [*words(app, launcher, folder, jobs, jobs), "hydra.launcher.dryrun=true"]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     if launcher == "kubernetes":

@@ -5,13 +5,36 @@ Slurm is started for every run of the tests; the Kubernetes control plane for ``
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import pytest
 
 from tests.clusters import k8s, slurm
+
+
+class Cluster(Protocol):
+    """What is brought up for tests, and taken down after them, however they end."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+C = TypeVar("C", bound=Cluster)
+
+
+@contextlib.contextmanager
+def started(cluster: C) -> Iterator[C]:
+    """The cluster, up."""
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 def unused(prefix: str) -> int:
@@ -27,12 +50,8 @@ def slurm_(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Slurm]:
     if why := slurm.missing():
         pytest.skip(f"no Slurm can be started here: {why}")
     number = unused("s")
-    cluster = slurm.Slurm(tmp_path_factory.mktemp("slurm"), f"s{number}n", f"10.97.{number}")
-    try:
-        cluster.start()
+    with started(slurm.Slurm(tmp_path_factory.mktemp("slurm"), f"s{number}n", f"10.97.{number}")) as cluster:
         yield cluster
-    finally:
-        cluster.stop()
 
 
 @pytest.fixture(scope="session")
@@ -43,9 +62,5 @@ def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[k8s.Kuberne
     if why := k8s.missing():
         pytest.skip(f"no Kubernetes control plane here: {why}")
     number = unused("k")
-    cluster = k8s.Kubernetes(tmp_path_factory.mktemp("kubernetes"), f"k{number}n", f"10.98.{number}")
-    try:
-        cluster.start()
+    with started(k8s.Kubernetes(tmp_path_factory.mktemp("kubernetes"), f"k{number}n", f"10.98.{number}")) as cluster:
         yield cluster
-    finally:
-        cluster.stop()

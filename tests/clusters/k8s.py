@@ -1,7 +1,7 @@
 """A real Kubernetes control plane (etcd, API server, controllers, scheduler) and a pretend node for each host.
 
-    python tests/clusters/k8s.py up FOLDER       # prints the kubeconfig's path
-    python tests/clusters/k8s.py down FOLDER
+    .venv/bin/python tests/clusters/k8s.py up FOLDER       # prints the kubeconfig's path
+    .venv/bin/python tests/clusters/k8s.py down FOLDER
 
 Programs are found by ``k8s_build.sh``, which builds them once. All that is started has its process id in ``FOLDER``.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,12 +21,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tests.clusters.debian import gone
+
 HERE = Path(__file__).resolve().parent
 CACHE = Path(
     os.environ.get("MLPERF_CLUSTERS_CACHE")
     or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mlperf_exp", "clusters")
 )
 PROGRAMS = CACHE / "kubernetes-1.20.2"
+PACKAGES = ("etcd-server", "kubernetes-client", "openssl", "iproute2")
 GPU = {"nvidia.com/gpu.product": "NVIDIA-A30", "nvidia.com/gpu.count": "1"}
 CAPACITY = {"cpu": "4", "memory": "8Gi", "pods": "40", "ephemeral-storage": "20Gi", "nvidia.com/gpu": "1"}
 
@@ -38,10 +40,7 @@ def missing() -> str | None:
         return "network namespaces need root"
     if not (PROGRAMS / "kube-scheduler").exists():
         return f"{PROGRAMS} has no programs; make test-clusters builds them"
-    for tool in ("etcd", "ip", "openssl", "nsenter", "unshare"):
-        if shutil.which(tool) is None:
-            return f"{tool} is not installed"
-    return None
+    return gone(("etcd", "kubectl", "ip", "openssl", "nsenter", "unshare"), PACKAGES)
 
 
 def free_port() -> int:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # kube-apiserver, kube-controller-manager and kube-scheduler 1.20.2 from Debian 12's source package, which carries its
-# dependencies; 4 minutes on two cores, once: the binaries stay in the user's cache folder. Needs the Debian packages
-# golang-go golang-github-modern-go-reflect2-dev dpkg-dev (etcd-server, openssl and iproute2 to run them).
+# dependencies; 4 minutes on two cores, once: the binaries stay in the user's cache folder. The Debian packages that it
+# takes are installed, where this is root.
 #
 # Prints the folder with the binaries. MLPERF_CLUSTERS_CACHE: another cache folder. DEBIAN_MIRROR: where sources are.
 set -euo pipefail
@@ -10,9 +10,12 @@ bin=$cache/kubernetes-1.20.2
 if [ -x "$bin/kube-apiserver" ] && [ -x "$bin/kube-controller-manager" ] && [ -x "$bin/kube-scheduler" ]; then
   echo "$bin"; exit 0
 fi
-for tool in go apt-get dpkg-source; do
-  command -v $tool > /dev/null || { echo "k8s_build.sh: $tool is missing; apt-get install golang-go golang-github-modern-go-reflect2-dev dpkg-dev" >&2; exit 1; }
-done
+packages="golang-go golang-github-modern-go-reflect2-dev dpkg-dev"
+lacking() { for tool in go apt-get dpkg-source; do command -v $tool > /dev/null || echo $tool; done; [ -d /usr/share/gocode/src/github.com/modern-go/reflect2 ] || echo reflect2; }
+if [ -n "$(lacking)" ] && [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends -o DPkg::Lock::Timeout=600 install $packages; } >&2
+fi
+[ -z "$(lacking)" ] || { echo "k8s_build.sh: $(lacking | paste -sd' ') missing; apt-get install $packages" >&2; exit 1; }
 mkdir -p "$cache"
 exec 9> "$cache/build.lock"; flock 9                   # a second build waits for the first, and then finds it done
 [ ! -x "$bin/kube-scheduler" ] || { echo "$bin"; exit 0; }

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import psutil
 
+from tests.clusters.debian import gone
 from tests.clusters.slurm import Slurm, _free_port
+from tests.launchers.sky_environment import server
 
 CURL = """#!/bin/bash
 # Stands in for curl: uv's installer puts a copy of uv in its place.
@@ -49,10 +51,8 @@ CONFIG = """Host testbed
 
 
 def missing() -> str | None:
-    """Why SkyPilot cannot be let onto a Slurm here."""
-    gone = [name for name in ("/usr/sbin/sshd", "ssh-keygen", "iptables", "rsync") if shutil.which(name) is None]
-    remedy = "on Debian: apt-get install openssh-server iptables rsync"
-    return f"{', '.join(gone)} not installed; {remedy}" if gone else None
+    """Why SkyPilot cannot be let onto a Slurm here, after trying to install what it takes; None where it can."""
+    return gone(("/usr/sbin/sshd", "ssh-keygen", "iptables", "rsync"), ("openssh-server", "iptables", "rsync"))
 
 
 @contextlib.contextmanager
@@ -90,16 +90,16 @@ def slurm_for_sky(folder: Path, sky_python: str, prefix: str, subnet: str) -> It
                    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n"}  # fmt: skip
     port = _free_port()
     kept = {name: value for name, value in os.environ.items() if name.startswith(("SSL_", "UV_"))}
-    session = {**kept, **slurm.environment, "PATH": path, "HOME": str(home)}
+    packages = {"UV_CACHE_DIR": str(Path(sky_python).parents[2] / "uv")}  # else each cluster fetches all of SkyPilot
+    session = {**kept, **packages, **slurm.environment, "PATH": path, "HOME": str(home)}
     (home / ".slurm" / "config").write_text(CONFIG.format(port=port, home=home))
     environment = " ".join(f'"{name}={value}"' for name, value in session.items())
     (folder / "sshd").write_text(SSHD.format(port=port, folder=folder, home=home, environment=environment))
     Path("/run/sshd").mkdir(exist_ok=True)
     mine = {**os.environ, "HOME": str(home), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1", "USER": "root"}
-    sky = str(Path(sky_python).with_name("sky"))
     login: subprocess.Popen[bytes] | None = None
     try:
-        with _way_out(subnet):
+        with server(mine) as sky, _way_out(subnet):
             slurm.start()
             command = f"mount --bind {folder / 'passwd'} /etc/passwd && exec /usr/sbin/sshd -D -e -f {folder / 'sshd'}"
             with (folder / "sshd.log").open("wb") as log:
@@ -109,7 +109,6 @@ def slurm_for_sky(folder: Path, sky_python: str, prefix: str, subnet: str) -> It
             subprocess.run([sky, "check", "slurm"], env=mine, check=True, capture_output=True, timeout=600)
             yield slurm, mine
     finally:
-        subprocess.run([sky, "api", "stop"], env=mine, capture_output=True, timeout=120, check=False)
         if login is not None:
             with contextlib.suppress(psutil.Error):  # sessions outlive the daemon
                 for process in psutil.Process(login.pid).children(recursive=True):

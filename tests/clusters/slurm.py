@@ -1,7 +1,7 @@
 """A real Slurm with accounting on this machine: two pretend hosts (``net.sh``) with one pretend A30 each.
 
-    python tests/clusters/slurm.py up FOLDER [PREFIX SUBNET]      # then: export SLURM_CONF=FOLDER/slurm.conf
-    python tests/clusters/slurm.py down FOLDER
+    .venv/bin/python tests/clusters/slurm.py up FOLDER [PREFIX SUBNET]      # then: export SLURM_CONF=FOLDER/slurm.conf
+    .venv/bin/python tests/clusters/slurm.py down FOLDER
 
 munge, MariaDB, slurmdbd, slurmctld and a slurmd a host, all with files, ports and sockets of their own in ``FOLDER``:
 several live side by side, also with a Slurm of the machine's own. Where Debian's packages are missing and this is
@@ -14,7 +14,6 @@ import contextlib
 import itertools
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +21,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from tests.clusters.debian import gone
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("slurm-wlm", "slurmdbd", "munge", "mariadb-server", "iproute2")
@@ -34,22 +35,10 @@ def missing() -> str | None:
     """Why no Slurm can be started here, after trying to install it; None where one can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    _path()
-    if any(shutil.which(program) is None for program in PROGRAMS) and shutil.which("apt-get"):
-        install = ["apt-get", "-o", "DPkg::Lock::Timeout=600", "install", "-qq", "-y", "--no-install-recommends"]
-        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "update", "-qq"], check=False, env=quiet, stdout=subprocess.DEVNULL)
-        subprocess.run([*install, *PACKAGES], check=False, env=quiet, stdout=subprocess.DEVNULL)
-    gone = [program for program in PROGRAMS if shutil.which(program) is None]
-    if gone:
-        return f"{', '.join(gone)} not installed; on Debian: apt-get install {' '.join(PACKAGES)}"
+    if why := gone(PROGRAMS, PACKAGES):
+        return why
     probe = subprocess.run(["unshare", "--net", "true"], capture_output=True, text=True, check=False)
     return f"no network namespaces: {probe.stderr.strip()}" if probe.returncode else None
-
-
-def _path() -> None:
-    folders = os.environ.get("PATH", "").split(":")
-    os.environ["PATH"] = ":".join([*folders, *(folder for folder in ("/usr/sbin", "/sbin") if folder not in folders)])
 
 
 class Slurm:
@@ -77,7 +66,6 @@ class Slurm:
         Raises:
             RuntimeError: with the end of the log of what did not start.
         """
-        _path()
         for name in ("state", "log", "mysql", "small", *(f"spool.{host}" for host in self.hosts)):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         # Before the daemons, whose mount namespaces see what is mounted by then.

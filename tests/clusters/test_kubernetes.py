@@ -57,6 +57,10 @@ def main(cfg):
         raise InvalidResult("the run is not valid: too slow")
     if act == "user":
         raise UserError("a.key", "is wrong", "Mend it")
+    if act == "fill":
+        with (folder / "data").open("wb") as file:
+            for _ in range(64):
+                file.write(bytes(1 << 20))
     if act == "memory":
         held = bytearray(int(number) << 20)
         time.sleep(60)
@@ -220,9 +224,25 @@ def test_a_pod_that_is_evicted_is_tried_again_in_a_folder_of_its_own(sweeps: Swe
         assert process.wait(250) == 0, sweeps.out
     assert re.search(r"job 0 was preempted: Evicted on \S+: The node was low on resource", sweeps.out)
     assert "attempt 2 of 3" in sweeps.out
-    assert (sweeps.folder / "sweep" / "0.attempt_2" / "seen.json").exists()
+    assert (sweeps.folder / "sweep" / "0.2" / "seen.json").exists()
     for name in sweeps.cluster.nodes:
         (sweeps.cluster.folder / name / "evict").unlink(missing_ok=True)
+
+
+def test_a_full_disk_is_named(sweeps: Sweeps) -> None:
+    """The jobs' folders on the node are on a disk of 8 MiB."""
+    small = (
+        "hydra.launcher.backend.pod={spec: {volumes: [{name: small, emptyDir: {sizeLimit: 8Mi}}], "
+        "containers: [{name: job, volumeMounts: [{name: small, mountPath: /tmp/mlperf_exp}]}]}}"
+    )
+    done = sweeps.run("+act=fill,lines_3", "hydra.launcher.max_parallel=1", small)
+    assert done.returncode == 1, done.stderr
+    assert sweeps.ends() == ["failed", "finished"]
+    assert "No space left on device" in done.stdout + done.stderr
+    assert "job 0 failed (exit status 1), but left no status.json" in done.stderr
+    assert "is its disk full?" in done.stderr
+    assert len(json.loads((sweeps.folder / "sweep" / "jobs.json").read_text())["jobs"][0]["attempts"]) == 1
+    assert sweeps.left() == []
 
 
 def test_a_node_that_dies_costs_an_attempt_on_another_one(sweeps: Sweeps) -> None:
@@ -236,7 +256,7 @@ def test_a_node_that_dies_costs_an_attempt_on_another_one(sweeps: Sweeps) -> Non
         finally:
             sweeps.cluster.start_node(i)
     assert f"the node {dead} does not answer any more" in sweeps.out
-    assert json.loads((sweeps.folder / "sweep" / "0.attempt_2" / "seen.json").read_text())["host"] != dead
+    assert json.loads((sweeps.folder / "sweep" / "0.2" / "seen.json").read_text())["host"] != dead
     ready = lambda: sweeps.cluster.kubectl("get", "nodes", "--no-headers").count(" Ready") == 2  # noqa: E731
     sweeps.cluster.until(ready, "both nodes are back")
 
@@ -314,6 +334,28 @@ def test_an_account_without_rights_is_told_which_it_lacks(sweeps: Sweeps) -> Non
     )
     assert done.returncode == 2
     assert "your account may not create jobs, delete jobs, list jobs, create configmaps" in done.stderr
+
+
+def test_the_rights_that_the_guide_gives_are_enough(sweeps: Sweeps) -> None:
+    """``docs/a30-cluster.md``: its namespace and its Role, for an account that has nothing else."""
+    page = Path(__file__, "../../../docs/a30-cluster.md").resolve().read_text()
+    role = re.search(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert role is not None
+    kubectl = sweeps.cluster.kubectl
+    kubectl("create", "namespace", "mlperf")
+    try:
+        assert "created" in kubectl("apply", "-f", "-", text=role[1])
+        kubectl("create", "rolebinding", "runner", "--role=mlperf-exp", "--user=nobody", "-n", "mlperf")
+        done = sweeps.run(
+            "+act=lines_3,exit_7", f"hydra.launcher.backend.kubeconfig={sweeps.cluster.folder / 'kubeconfig.nobody'}",
+            "hydra.launcher.backend.namespace=mlperf",
+        )  # fmt: skip
+        assert done.returncode == 1, done.stderr
+        assert sweeps.ends() == ["finished", "failed"]
+        assert (sweeps.folder / "sweep" / "0" / "return.json").exists()
+        assert not kubectl("get", "jobs,pods,configmaps", "-n", "mlperf", "-l", "mlperf-exp/uid", "-o", "name")
+    finally:
+        kubectl("delete", "namespace", "mlperf", "--wait=false")
 
 
 def test_a_dry_run_prints_what_kubectl_can_apply(sweeps: Sweeps) -> None:

@@ -19,8 +19,9 @@ import pytest
 
 from mlperf_exp import network
 from tests.clusters import k8s
-from tests.clusters.conftest import unused
-from tests.launchers.sky_environment import environment
+from tests.clusters.conftest import started, unused
+from tests.clusters.debian import gone
+from tests.launchers.sky_environment import environment, server
 
 pytestmark = [
     pytest.mark.timeout(1800),
@@ -35,16 +36,13 @@ CAPACITY = {"cpu": "208", "memory": "1872Gi", "pods": "110", "ephemeral-storage"
 
 @pytest.fixture(scope="module")
 def gke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[k8s.Kubernetes]:
-    if why := k8s.missing():
+    # What SkyPilot wants beside kubectl to enable Kubernetes.
+    if why := k8s.missing() or gone(("nc", "socat", "rsync"), ("netcat-openbsd", "socat", "rsync")):
         pytest.skip(f"no Kubernetes control plane here: {why}")
     number = unused("g")
     folder = tmp_path_factory.mktemp("gke")
-    cluster = k8s.Kubernetes(folder, f"g{number}n", f"10.93.{number}", dict(CAPACITY), dict(A3))
-    try:
-        cluster.start()
+    with started(k8s.Kubernetes(folder, f"g{number}n", f"10.93.{number}", dict(CAPACITY), dict(A3))) as cluster:
         yield cluster
-    finally:
-        cluster.stop()
 
 
 def test_the_pods_have_the_daemon_the_interfaces_and_nccls_settings(gke: k8s.Kubernetes, tmp_path: Path) -> None:
@@ -62,23 +60,20 @@ def test_the_pods_have_the_daemon_the_interfaces_and_nccls_settings(gke: k8s.Kub
     catalogs.mkdir(parents=True)
     (catalogs / "accelerators.csv").write_text("AcceleratorName,Clouds\nH100,\"['Kubernetes', 'GCP']\"\n")
     (catalogs / "metadata.csv").write_text("GPU,MemoryGB,Manufacturer\nH100,80,NVIDIA\n")
-    sky = str(Path(python).with_name("sky"))
-    subprocess.run([sky, "check", "kubernetes"], env=env, check=True, capture_output=True, timeout=600)
     folder = tmp_path / "here"
     folder.mkdir()
-    with (tmp_path / "out").open("w") as out:
-        process = subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=out)
-    try:
-        pods = _pods(gke, process, tmp_path / "out")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(600) == 130, (tmp_path / "out").read_text()
-        end = time.monotonic() + 300
-        while gke.kubectl("get", "pods", "-o", "name"):
-            assert time.monotonic() < end, "pods are left"
-            time.sleep(1)
-    finally:
-        process.kill()
-        subprocess.run([sky, "api", "stop"], env=env, capture_output=True, timeout=120, check=False)
+    with server(env) as sky:
+        checked = subprocess.run([sky, "check", "kubernetes"], env=env, capture_output=True, text=True, timeout=600)
+        assert "Kubernetes: enabled" in checked.stdout, checked.stdout + checked.stderr
+        with (tmp_path / "out").open("w") as out:
+            process = subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=out)
+        try:
+            pods = _pods(gke, process, tmp_path / "out")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(600) == 130, (tmp_path / "out").read_text()
+            gke.until(lambda: not gke.kubectl("get", "pods", "-o", "name"), "no pods are left")
+        finally:
+            process.kill()
 
     for pod in pods:
         notes = pod["metadata"]["annotations"]

@@ -25,7 +25,7 @@ def sweeper(kubernetes: Kubernetes, folder: Path) -> Sweeper:
         "hydra/launcher=torchx", "hydra.launcher.backend.scheduler=kubernetes", "hydra.launcher.max_parallel=4",
         "hydra.launcher.backend.image=local:1", "+hydra.launcher.backend.cfg={queue: default, namespace: default}",
         f"hydra.launcher.python={sys.executable}", "hydra.launcher.secrets=[TOKEN]",
-        "hydra.launcher.backend.secret=tokens",
+        "hydra.launcher.backend.secret=volcano-tokens",
     ]  # fmt: skip
     return Sweeper(folder, settings, {"KUBECONFIG": str(kubernetes.kubeconfig)})
 
@@ -41,14 +41,14 @@ def test_without_volcano_it_is_refused(kubernetes: Kubernetes, tmp_path: Path) -
 def volcano(kubernetes: Kubernetes) -> Iterator[object]:
     from tests.clusters.volcano import DEFINITION, Volcano
 
-    kubernetes.kubectl("create", "secret", "generic", "tokens", "--from-literal=TOKEN=secret-token")
+    kubernetes.kubectl("create", "secret", "generic", "volcano-tokens", "--from-literal=TOKEN=secret-token")
     controller = Volcano(kubernetes)
     try:
         yield controller
     finally:
         controller.stop()
         kubernetes.kubectl("delete", "crd", DEFINITION["metadata"]["name"])  # type: ignore[index]
-        kubernetes.kubectl("delete", "secret", "tokens")
+        kubernetes.kubectl("delete", "secret", "volcano-tokens")
 
 
 def test_jobs_run_and_come_back(kubernetes: Kubernetes, volcano: object, tmp_path: Path) -> None:

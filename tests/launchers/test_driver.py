@@ -14,8 +14,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra_plugins.mlperf_launchers._cluster import JobSpec, Kind, LaunchError, Need, State, Unreachable, quoted
 from hydra_plugins.mlperf_launchers._config import OnError
-from hydra_plugins.mlperf_launchers._driver import Driver, Outcome
+from hydra_plugins.mlperf_launchers._driver import Driver
 from hydra_plugins.mlperf_launchers._ledger import Entry, Ledger
+from hydra_plugins.mlperf_launchers._outcome import Outcome
 from hydra_plugins.mlperf_launchers._remote_config import Fault, RemoteLauncherConf, Retries, RunOn
 from hypothesis import given
 from hypothesis import strategies as st

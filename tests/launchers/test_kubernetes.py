@@ -24,7 +24,7 @@ from hydra_plugins.mlperf_launchers._kubernetes_manifest import manifests
 from hydra_plugins.mlperf_launchers._kubernetes_overlay import merged
 from hydra_plugins.mlperf_launchers._kubernetes_preflight import check_settings
 from hydra_plugins.mlperf_launchers._kubernetes_room import check_nodes, check_quota, number
-from hydra_plugins.mlperf_launchers._kubernetes_state import History, Look, state_of
+from hydra_plugins.mlperf_launchers._kubernetes_state import History, Look, replacement, state_of
 
 from mlperf_exp.errors import UserError
 
@@ -340,6 +340,9 @@ def test_a_pod_that_was_deleted_or_replaced_ends_the_attempt() -> None:
     assert state_of(JOB, [pod("first")], history, looked()).kind is Kind.running
     state = state_of(JOB, [pod("second", phase="Pending", state=waiting("ContainerCreating"))], history, looked())
     assert (state.kind, state.reason) == (Kind.preempted, "its pod on n1 was deleted")
+    assert replacement(pod("second"), history)  # whose log would hand back files as if they were this attempt's
+    assert not replacement(pod("first"), history)
+    assert not replacement(pod("first"), History())
 
 
 @pytest.mark.parametrize(

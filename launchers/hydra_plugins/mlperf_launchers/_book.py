@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 
-from hydra_plugins.mlperf_launchers._driver import Outcome
 from hydra_plugins.mlperf_launchers._ledger import Ledger
+from hydra_plugins.mlperf_launchers._outcome import Outcome
 from hydra_plugins.mlperf_launchers._process import say
 
 from mlperf_exp.config import Tracking

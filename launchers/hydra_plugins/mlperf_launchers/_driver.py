@@ -12,18 +12,19 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 
-from hydra_plugins.mlperf_launchers._cluster import Cluster, LaunchError, State, Unreachable
+from hydra_plugins.mlperf_launchers._closing import Closing
+from hydra_plugins.mlperf_launchers._cluster import Cluster, State
 from hydra_plugins.mlperf_launchers._config import OnError
 from hydra_plugins.mlperf_launchers._handback import Receiver
 from hydra_plugins.mlperf_launchers._job import describe
 from hydra_plugins.mlperf_launchers._ledger import Entry, Ledger, Try, now
 from hydra_plugins.mlperf_launchers._log import JobLog
+from hydra_plugins.mlperf_launchers._outcome import Outcome, one_line, recorded
 from hydra_plugins.mlperf_launchers._process import say
 from hydra_plugins.mlperf_launchers._remote_config import Fault, RemoteLauncherConf
-from hydra_plugins.mlperf_launchers._track import CANCEL_S, Stop, Track
+from hydra_plugins.mlperf_launchers._submit import Submitter
+from hydra_plugins.mlperf_launchers._track import Stop, Track
 
 from mlperf_exp import signals
 from mlperf_exp.errors import ExperimentError, Interrupted, InvalidResult, RunFailed, UserError
@@ -31,16 +32,6 @@ from mlperf_exp.errors import ExperimentError, Interrupted, InvalidResult, RunFa
 _TICK_S = 0.1
 _SAME_KEY_S = 0.5  # two SIGINTs closer than this are one key press that arrived by two ways
 _BACKOFF_S = (1.0, 5.0, 15.0, 30.0)
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What came of a job. ``folder`` is that of its last attempt; None where it was never started."""
-
-    number: int
-    error: ExperimentError | None
-    folder: Path | None = None
-    seconds: float | None = None
 
 
 class Driver:
@@ -65,7 +56,6 @@ class Driver:
         self._cluster, self._settings, self._ledger, self._on_end = cluster, settings, ledger, on_end
         self._entries = {entry.spec.number: entry for entry in ledger.entries}
         self._waiting = [(0.0, entry) for entry in ledger.entries]  # and when it may be submitted
-        self._submitting: dict[int, tuple[Try, Future[str], float]] = {}
         self._tracks: dict[int, Track] = {}
         self._cancels: dict[str, Future[None]] = {}
         self._began: dict[int, float] = {}
@@ -78,14 +68,15 @@ class Driver:
         self._give_up = False
         self._saved: object = None
         self._pool = ThreadPoolExecutor(min(32, settings.max_parallel) + 4, "cluster")
-        self._submitter = ThreadPoolExecutor(max(1, cluster.submits_at_once), "submit")
+        self._submitter = Submitter(cluster, settings.unknown_grace_s, self._woken)
+        self._closing = Closing(cluster, settings.keep, lambda: self._give_up)
 
     def run(self) -> list[Outcome]:
         """Run all jobs, or as many as errors and signals leave; their outcomes in the jobs' order."""
         with signals.handled(self._note):
             try:
                 self._take_over()
-                while self._waiting or self._submitting or self._tracks:
+                while self._waiting or self._submitter or self._tracks:
                     self._step()
                     self._woken.wait(_TICK_S)
                     self._woken.clear()
@@ -113,9 +104,9 @@ class Driver:
             self._waiting = [(at, other) for at, other in self._waiting if other is not entry]
             last = entry.tries[-1] if entry.tries else None
             if entry.status != "submitted" or last is None:
-                self.outcomes[entry.spec.number] = _recorded(entry)
+                self.outcomes[entry.spec.number] = recorded(entry)
             elif last.attempt.id is None:
-                self._submitting[entry.spec.number] = (last, self._submitter.submit(self._find, last), time.monotonic())
+                self._submitter.find(last, time.monotonic())
             else:
                 self._track(entry.spec.number, last)
 
@@ -124,7 +115,7 @@ class Driver:
             for _, entry in self._waiting:
                 self._not_started(entry)
             self._waiting = []
-        room = self._settings.max_parallel - len(self._submitting) - len(self._tracks)
+        room = self._settings.max_parallel - len(self._submitter) - len(self._tracks)
         due = [entry for at, entry in self._waiting if at <= moment][: max(0, room)]
         if not due:
             return
@@ -142,43 +133,20 @@ class Driver:
             except OSError as error:
                 self._settle(entry, note, RunFailed(f"{error.filename}: {error.strerror}"))
                 continue
-            future = self._submitter.submit(self._cluster.submit, note.attempt)
-            future.add_done_callback(lambda _: self._woken.set())
-            self._submitting[entry.spec.number] = (note, future, moment)
-
-    def _find(self, note: Try) -> str:
-        found = self._cluster.find(note.attempt)
-        if found is None:
-            raise LaunchError("its submission was not confirmed, and the system does not know it")
-        return found
+            self._submitter.submit(note, moment)
 
     def _submitted(self, moment: float) -> None:
-        for number, (note, future, since) in list(self._submitting.items()):
-            if not future.done():
-                continue
-            del self._submitting[number]
+        for note, error in self._submitter.ended(moment, self._give_up):
+            number = note.attempt.spec.number
             entry = self._entries[number]
-            try:
-                note.attempt = note.attempt.submitted(future.result())
-            except Unreachable as error:
-                if moment - since < self._settings.unknown_grace_s and not self._give_up:
-                    again = self._submitter.submit(self._resubmit, note)
-                    self._submitting[number] = (note, again, since)
-                else:
-                    self._failed(entry, note, RunFailed(f"job {number}: {error}"), Fault.launch_error)
-            except UserError as error:
-                self._settle(entry, note, error)
-            except Exception as error:
-                text = f"job {note.attempt.name} could not be submitted: {_one_line(error)}"
-                self._failed(entry, note, RunFailed(text), Fault.launch_error)
-            else:
+            if error is None:
                 say(f"mlperf_exp: job {note.attempt.name} is {note.attempt.id}: {describe(entry.spec.overrides)}\n")
                 self._track(number, note)
-
-    def _resubmit(self, note: Try) -> str:
-        """After the system did not answer: first look whether it has taken the attempt all the same."""
-        time.sleep(2.0)
-        return self._cluster.find(note.attempt) or self._cluster.submit(note.attempt)
+            elif isinstance(error, UserError):
+                self._settle(entry, note, error)
+            else:
+                text = f"job {note.attempt.name} could not be submitted: {one_line(error)}"
+                self._failed(entry, note, RunFailed(text), Fault.launch_error)
 
     def _track(self, number: int, note: Try) -> None:
         folder = note.attempt.folder
@@ -207,7 +175,7 @@ class Driver:
         except Exception as error:  # whatever a client library raises: no answer is no answer
             if self._silent_since is None:
                 self._silent_since = moment
-                say(f"mlperf_exp: no answer about the jobs' states, asking again: {_one_line(error)}\n")
+                say(f"mlperf_exp: no answer about the jobs' states, asking again: {one_line(error)}\n")
             return
         if self._silent_since is not None:
             say(f"mlperf_exp: answers again, after {moment - self._silent_since:.0f} s\n")
@@ -222,7 +190,7 @@ class Driver:
             return
         was = track.running_s
         if track.advance(self._settings, moment) or self._give_up:
-            track.closing = self._pool.submit(self._close_attempt, track)
+            track.closing = self._pool.submit(self._closing.close, track)
             track.closing.add_done_callback(lambda _: self._woken.set())
             return
         if was is None and track.running_s is not None:
@@ -232,35 +200,7 @@ class Driver:
             with contextlib.suppress(Exception):  # a log is a service; the last call tells what is wrong
                 self._cluster.logs(track.attempt, track.log, False)
         if track.stop is not None and str(track.attempt.id) not in self._cancels:
-            self._cancels[str(track.attempt.id)] = self._pool.submit(self._cancel, track)
-
-    def _cancel(self, track: Track) -> None:
-        until = time.monotonic() + CANCEL_S
-        while time.monotonic() < until and not self._give_up:
-            try:
-                self._cluster.cancel(track.attempt)
-            except Unreachable:
-                time.sleep(1.0)
-            else:
-                return
-
-    def _close_attempt(self, track: Track) -> None:
-        """Bring home what the attempt left, then remove it from the system."""
-        problems = []
-        if not self._give_up:
-            steps: list[Callable[[], None]] = [
-                lambda: self._cluster.logs(track.attempt, track.log, True),
-                lambda: self._cluster.fetch(track.attempt),
-            ]
-            for step in steps:
-                problems += _patiently(step)
-        track.log.close()
-        if track.log.problem():
-            problems.append(str(track.log.problem()))
-        track.problem = "; ".join(problems) or None
-        if not self._settings.keep and not track.uncancelled and not self._give_up:
-            for problem in _patiently(lambda: self._cluster.remove(track.attempt)):
-                say(f"mlperf_exp: job {track.attempt.name}: {track.attempt.id} could not be removed: {problem}\n")
+            self._cancels[str(track.attempt.id)] = self._pool.submit(self._closing.cancel, track)
 
     # -- ends ----------------------------------------------------------------------------------------------------------
 
@@ -305,7 +245,7 @@ class Driver:
             entry.status = kind
             if kind == "failed" and self._failure is None:
                 self._failure = number
-            say(f"mlperf_exp: {_one_line(error)}\n")
+            say(f"mlperf_exp: {one_line(error)}\n")
         else:
             entry.status = "finished"
             say(f"mlperf_exp: job {note.attempt.name} finished\n")
@@ -337,7 +277,7 @@ class Driver:
         if self.interrupted:
             return
         self.interrupted, self._interrupted_at = True, time.monotonic()
-        count = len(self._tracks) + len(self._submitting)
+        count = len(self._tracks) + len(self._submitter)
         say(f"\nmlperf_exp: {why}: cancelling {count} jobs and waiting for their end\n")
 
     def _note(self, number: int, _: object) -> None:
@@ -369,47 +309,14 @@ class Driver:
         return None
 
     def _close(self) -> None:
-        self._submitter.shutdown(wait=not self._give_up, cancel_futures=True)
+        self._submitter.close(wait=not self._give_up)
         self._pool.shutdown(wait=not self._give_up, cancel_futures=True)
         with contextlib.suppress(OSError):
             self._ledger.save()
 
 
-def _recorded(entry: Entry) -> Outcome:
-    """The outcome of a job that was over when another process had it."""
-    number, last = entry.spec.number, entry.tries[-1] if entry.tries else None
-    error: ExperimentError | None = None
-    if entry.status != "finished" or (last and last.reason):
-        kinds = {"finished": InvalidResult, "interrupted": Interrupted}
-        error = kinds.get(entry.status, RunFailed)(last.reason if last else f"job {number} was not started")
-    return Outcome(number, error, last.attempt.folder if last else None)
-
-
 def _seen(note: Try) -> tuple[object, ...]:
     return (note.attempt.id, note.state, note.reason, note.nodes)
-
-
-def _patiently(step: Callable[[], None]) -> list[str]:
-    """Try what may fail for a moment a few times; what is wrong at last."""
-    problem = ""
-    for pause in (0.0, 1.0, 4.0):
-        time.sleep(pause)
-        try:
-            step()
-        except Exception as error:  # no job may be lost to a client library's surprise
-            problem = _one_line(error)
-        else:
-            return []
-    return [problem]
-
-
-def _one_line(error: Exception) -> str:
-    text = (
-        str(error)
-        if isinstance(error, ExperimentError | Unreachable | LaunchError)
-        else f"{type(error).__name__}: {error}"
-    )
-    return " ".join(text.split())
 
 
 def render_all(cluster: Cluster, entries: Sequence[Entry], ledger: Ledger) -> str:

@@ -21,7 +21,7 @@ from hydra_plugins.mlperf_launchers._kubernetes_api import Api, Refused, namespa
 from hydra_plugins.mlperf_launchers._kubernetes_config import KubernetesLauncherConf
 from hydra_plugins.mlperf_launchers._kubernetes_log import Follower
 from hydra_plugins.mlperf_launchers._kubernetes_manifest import CONTAINER, UID, manifests
-from hydra_plugins.mlperf_launchers._kubernetes_state import History, Look, exit_code, started, state_of
+from hydra_plugins.mlperf_launchers._kubernetes_state import History, Look, exit_code, replacement, started, state_of
 
 from mlperf_exp.errors import UserError
 
@@ -168,9 +168,10 @@ class KubernetesCluster:
 
     def logs(self, attempt: Attempt, log: Log, final: bool) -> None:
         """Let a thread a pod follow; at the end, wait for their ends."""
+        history = self._histories.get(attempt.uid, History())
         for pod in self._pods.get(attempt.uid, []):
             key = (attempt.uid, str(pod["metadata"]["uid"]))
-            if key not in self._followers and started(pod):
+            if key not in self._followers and started(pod) and not replacement(pod, history):
                 self._followers[key] = self._follow(attempt, pod, log)
         if final:
             until = _now() + _LAST_LOG_S

@@ -87,6 +87,16 @@ def exit_code(pod: Object) -> int | None:
     return code
 
 
+def replacement(pod: Object, history: History) -> bool:
+    """Whether the Job's controller started it in the place of one that was deleted: it is not of this attempt."""
+    uid = str(pod["metadata"]["uid"])
+    return history.pods.get(_index(pod), uid) != uid
+
+
+def _index(pod: Object) -> str:
+    return str(pod["metadata"].get("labels", {}).get("batch.kubernetes.io/job-completion-index", "0"))
+
+
 def _removed(active: Sequence[Object], nodes: tuple[str, ...], history: History, look: Look) -> State:
     if active and history.first("removed", look.now) < 120.0:  # pods in their grace period
         kind = Kind.running if any(started(pod) for pod in active) else Kind.queued
@@ -145,9 +155,7 @@ def _blamed(pod: Object, nodes: tuple[str, ...]) -> State:
 
 def _lost(pods: Sequence[Object], history: History, look: Look) -> Kind | None:
     """Which fault it is where a pod has been deleted, or its node does not answer any more."""
-    seen = {
-        str(pod["metadata"].get("labels", {}).get("batch.kubernetes.io/job-completion-index", "0")): pod for pod in pods
-    }
+    seen = {_index(pod): pod for pod in pods}
     for index, uid in history.pods.items():
         pod = seen.get(index)
         if pod is None or pod["metadata"]["uid"] != uid:

@@ -22,10 +22,11 @@ from hydra_plugins.mlperf_launchers import _job, _summary
 from hydra_plugins.mlperf_launchers._book import Book
 from hydra_plugins.mlperf_launchers._chosen import refuse_launchers
 from hydra_plugins.mlperf_launchers._cluster import Cluster, JobSpec, Need, Unreachable, connect, quoted
-from hydra_plugins.mlperf_launchers._driver import Driver, Outcome, render_all
+from hydra_plugins.mlperf_launchers._driver import Driver, render_all
 from hydra_plugins.mlperf_launchers._files import RETURN
 from hydra_plugins.mlperf_launchers._job import Job
 from hydra_plugins.mlperf_launchers._ledger import Entry, Ledger
+from hydra_plugins.mlperf_launchers._outcome import Outcome
 from hydra_plugins.mlperf_launchers._remote_config import RemoteLauncherConf, Resources, RunOn
 from hydra_plugins.mlperf_launchers._summary import Row
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import subprocess
 import sys
 import threading
@@ -132,10 +133,19 @@ class Bridge:
         except self._exceptions.ClusterDoesNotExist:
             return
 
-    def ssh(self, cluster: str) -> None:
-        """See that ``ssh CLUSTER`` works from this machine: the command ``sky status`` does it."""
+    def ssh(self, cluster: str) -> list[str]:
+        """See that ``ssh CLUSTER`` works from this machine: the command ``sky status`` does it.
+
+        Options for ssh where it would not find what SkyPilot wrote: that goes to $HOME, and ssh looks in the home
+        folder that the user database names.
+        """
         sky = Path(sys.executable).with_name("sky")
         subprocess.run([str(sky), "status", cluster], check=True, capture_output=True, timeout=60)
+        home = Path.home()
+        if home == Path(pwd.getpwuid(os.getuid()).pw_dir):
+            return []
+        made = home / ".sky" / "generated"
+        return ["-F", str(made / "ssh" / cluster), "-i", str(made / "ssh-keys" / f"{cluster}.key")]
 
     def _task(self, text: str, secrets: list[str]) -> Any:
         import yaml

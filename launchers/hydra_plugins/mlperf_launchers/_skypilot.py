@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import threading
@@ -64,7 +65,6 @@ class SkypilotCluster:
         self._bridge: Bridge | None = None
         self._lock = threading.Lock()
         self._streams: dict[str, Stream] = {}
-        self._unfetched: set[str] = set()
 
     def preflight(self, jobs: Sequence[JobSpec]) -> None:
         """Refuse what SkyPilot cannot read, or what no cloud that is set up offers."""
@@ -139,25 +139,18 @@ class SkypilotCluster:
             self._streams[name].renew()
 
     def fetch(self, attempt: Attempt) -> None:
-        """Bring the run's folder by rsync; if that fails, the cluster is left for its autodown."""
+        """Bring the run's folder by rsync."""
         cluster = str(attempt.id).partition("/")[0]
-        self._unfetched.add(cluster)
-        self._ask("ssh", cluster=cluster)
+        options = self._ask("ssh", cluster=cluster)
+        by = ["-e", shlex.join(["ssh", *options])] if options else []
         # -s: the path is passed as it is, past the node's shell
-        words = [
-            "rsync",
-            "-a",
-            "-s",
-            "--timeout=60",
-            f"{cluster}:sky_workdir/{folder_on_node(attempt)}/",
-            f"{attempt.folder}/",
-        ]
+        source = f"{cluster}:sky_workdir/{folder_on_node(attempt)}/"
+        words = ["rsync", "-a", "-s", "--timeout=60", *by, source, f"{attempt.folder}/"]
         done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=1800)
         if done.returncode == 23 and "No such file" in done.stderr:  # it never ran: there is nothing to bring
             done.returncode = 0
         if done.returncode:
             raise Failed(f"rsync from {cluster}: {' '.join(done.stderr.split())[-500:]}")
-        self._unfetched.discard(cluster)
 
     def cancel(self, attempt: Attempt) -> None:
         """End the launch, or interrupt the job."""
