@@ -3,8 +3,8 @@
     python -m mlperf_exp.sut.replicas.placement
 
 Requests come pickled over standard input (see :mod:`mlperf_exp.sut.replicas.placer`), events go to standard output, a
-line of JSON each: ``placed``, ``started``, ``failed``, ``died``, ``renewed``, ``refused``. The end of the input is the
-order to remove everything. What Ray prints goes to ``ray.log``.
+line of JSON each: ``placed``, ``started``, ``failed``, ``died``, ``renewed``, ``left``, ``refused``. The end of the
+input is the order to remove everything. What Ray prints goes to ``ray.log``.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ class _Cluster:
         else:
             self._say(what, replica=number, phases=value)
             if what == "started":
-                self._waiting[self._actors[number].join.remote()] = "ended", number
+                self._waiting[self._actors[number].join.remote()] = "left", number
 
     def remove(self) -> None:
         """Kill the actors, give the room back, and stop Ray where it is the run's own."""

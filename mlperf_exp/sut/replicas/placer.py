@@ -12,6 +12,7 @@ import os
 import pickle
 import secrets
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -34,6 +35,9 @@ _RAY = {
     "RAY_agent_register_timeout_ms": "120000",
     "RAY_raylet_start_wait_time_s": "120",
 }
+# Without this (the name is older than the use) Ray reads a loopback address as the host's own one on the network, where
+# a Ray on the loopback interface does not listen.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +103,10 @@ class Placer:
         if address is None:
             self._temp = tempfile.mkdtemp(prefix="mx-", dir="/tmp")  # sockets' paths must be short
             # Of this run's own: nobody else can ask anything of it.
-            env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            env |= _LOOPBACK | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
             env.pop("RAY_ADDRESS", None)
+        elif _on_loopback(address):
+            env |= _LOOPBACK
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mlperf_exp.sut.replicas.placement"],
             stdin=subprocess.PIPE,
@@ -153,3 +159,15 @@ class Placer:
                 continue
             self._on_event(event)
         self._on_event({"event": "ended", "status": process.wait()})
+
+
+def _on_loopback(address: str) -> bool:
+    """Whether something listens at this address, and it is one of the loopback interface."""
+    host, _, port = address.rpartition(":")
+    if host not in ("127.0.0.1", "localhost") or not port.isdigit():
+        return False
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
