@@ -210,7 +210,7 @@ class Fleet:
         router = self._router
         assert router is not None
         assert self._loop is not None
-        now = self._loop.time()
+        now = time.monotonic()
         works = self._works
         while self._inbox:
             queries, sink = self._inbox.popleft()
@@ -225,7 +225,7 @@ class Fleet:
             self._tell(delivery.end(self._router.end_all(), self._roster.none_left()))
             return
         frames: dict[int, tuple[list[int], list[int]]] = {}
-        for flight in self._router.deal(self._loop.time()):
+        for flight in self._router.deal(time.monotonic()):
             tickets, samples = frames.setdefault(flight.server, ([], []))
             tickets.append(flight.ticket)
             samples.append(flight.sample)
@@ -239,7 +239,7 @@ class Fleet:
         assert self._delivery is not None
         assert self._router is not None
         if isinstance(message, wire.Answers | wire.Many):
-            now = asyncio.get_running_loop().time()
+            now = time.monotonic()
             if isinstance(message, wire.Answers):
                 self._delivery.answers(replica, message, now)
             else:

@@ -76,7 +76,7 @@ class Muster:
             self._fail(UserError(*event["user"]))
         elif kind in ("failed", "died"):
             self.not_started(replica, event["error"])
-        elif kind in ("refused", "ended") and self.lost is None:
+        elif kind in ("refused", "lost", "ended") and self.lost is None:
             words = event.get("error") or f"the process that speaks to Ray ended with status {event.get('status')}"
             self.lost = RunFailed(f"{words} (see {self._ray_log})")
             if "user" in event:

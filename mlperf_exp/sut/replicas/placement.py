@@ -3,8 +3,8 @@
     python -m mlperf_exp.sut.replicas.placement
 
 Requests come pickled over standard input (see :mod:`mlperf_exp.sut.replicas.placer`), events go to standard output, a
-line of JSON each: ``placed``, ``started``, ``failed``, ``died``, ``renewed``, ``left``, ``refused``. The end of the
-input is the order to remove everything. What Ray prints goes to ``ray.log``.
+line of JSON each: ``placed``, ``started``, ``failed``, ``died``, ``renewed``, ``left``, ``lost``, ``refused``. The end
+of the input is the order to remove everything. What Ray prints goes to ``ray.log``.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class _Cluster:
         self._group: Any = None
         self._actors: list[Any] = []
         self._waiting: dict[Any, tuple[str, int]] = {}  # reference -> what it is of which replica
+        self._lost = False
 
     def place(self) -> None:
         """Start or find Ray, and set room aside on the nodes.
@@ -150,7 +151,7 @@ class _Cluster:
         """Do what is asked, and tell what becomes of the replicas, until the input ends."""
         requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=_requests, args=(source, requests), daemon=True).start()
-        while True:
+        while not self._is_lost():
             with contextlib.suppress(queue.Empty):
                 request = requests.get(timeout=0 if self._waiting else _POLL_S)
                 if request is None:
@@ -165,6 +166,16 @@ class _Cluster:
                 done, _ = self._ray.wait(list(self._waiting), num_returns=1, timeout=_POLL_S)
                 for reference in done:
                     self._tell(reference, *self._waiting.pop(reference))
+        while requests.get() is not None:
+            pass
+
+    def _is_lost(self) -> bool:
+        """Whether the run's own Ray has lost a process, which is told once; the replicas go on without it."""
+        dead = self._own.dead if self._own is not None else None
+        if dead is not None:
+            self._lost = True
+            self._say("lost", error=f"Ray's own process {dead} ended")
+        return self._lost
 
     def _launch(self, request: Launch) -> None:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -201,6 +212,9 @@ class _Cluster:
 
     def remove(self) -> None:
         """Kill the actors, give the room back, and stop Ray where it is the run's own."""
+        if self._lost and self._own is not None:  # nobody answers; the replicas end when the fleet hangs up
+            self._own.close()
+            os._exit(0)
         for actor in self._actors:
             with contextlib.suppress(Exception):
                 self._ray.kill(actor)
