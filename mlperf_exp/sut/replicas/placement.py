@@ -16,9 +16,11 @@ import os
 import pickle
 import queue
 import signal
+import socket
 import struct
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 from mlperf_exp.errors import ExperimentError, RunFailed, UserError, missing_extra
@@ -112,18 +114,14 @@ class _Cluster:
                 f"the Ray cluster found no room for {layout.replicas} replicas within {self._place.timeout_s:g} s "
                 "(ray.timeout_s): others use it"
             )
-        from ray.util import get_node_ip_address
         from ray.util.placement_group import placement_group_table
 
         of_bundle = placement_group_table(self._group)["bundles_to_node_id"]
         known = {node["NodeID"]: node for node in nodes}
         chosen = [known[of_bundle[bundle]] for bundle in range(len(bundles))]
-        self._say(
-            "placed",
-            nodes=[node["NodeManagerHostname"] for node in chosen],
-            addresses=[node["NodeManagerAddress"] for node in chosen],
-            own=get_node_ip_address(),
-        )
+        addresses = [str(node["NodeManagerAddress"]) for node in chosen]
+        names = [node["NodeManagerHostname"] for node in chosen]
+        self._say("placed", nodes=names, addresses=addresses, own=_own_address(addresses))
 
     def _connect(self) -> None:
         place = self._place
@@ -225,6 +223,17 @@ class _Cluster:
             self._ray.shutdown()
         if self._own is not None:
             self._own.close()
+
+
+def _own_address(nodes: Sequence[str]) -> str:
+    """The address of this host on the way to the nodes; one of theirs where it is a node and there is no other."""
+    towards = {}
+    for node in nodes:
+        kind = socket.AF_INET6 if ":" in node else socket.AF_INET
+        with socket.socket(kind, socket.SOCK_DGRAM) as way:
+            way.connect((node, 9))  # sends nothing: it only asks for the route
+            towards[node] = str(way.getsockname()[0])
+    return next((own for node, own in towards.items() if own != node), nodes[0])
 
 
 def _request(source: BinaryIO) -> Any:
