@@ -41,7 +41,7 @@ test: lint
 # Programs are built once into the user's cache folder; a file's tests share one cluster. They mostly wait: two at a time.
 test-clusters: setup-dev
 	@tests/clusters/k8s_build.sh
-	@MLPERF_TEST_CLUSTERS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/clusters tests/launchers/test_ray.py tests/sut/test_replicas.py $(ARGS)
+	@MLPERF_TEST_CLUSTERS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/clusters tests/launchers/test_ray.py tests/sut/test_replicas*.py $(ARGS)
 
 # As root; Debian's faketime sets the clock of one run. Writes the table in docs/reliability.md; about half an hour.
 faults: setup-dev

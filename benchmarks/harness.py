@@ -26,15 +26,25 @@ LATENCY_MS = TTFT_MS + TPOT_MS * (TOKENS - 1)
 def measure(qps: float, seconds: float) -> dict[str, Any]:
     """One run; latencies are what LoadGen measured from the schedule less what the system was told to take."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        subprocess.run(
-            [sys.executable, "-m", "mlperf_exp", f"hydra.run.dir={run}", "model=llama3_tiny", "backend=simulated",
-             "scenario=server", f"scenario.target_qps={qps}", f"scenario.min_duration_s={seconds}", "progress=false",
-             "backend.sigma=0", f"backend.ttft_ms={TTFT_MS}", f"backend.tpot_ms={TPOT_MS}",
-             f"backend.output_tokens={TOKENS}", f"tracking.uri=sqlite:///{folder}/mlflow.db"],
-            check=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        result = json.loads((run / "result.json").read_text())
+        result = run(Path(folder) / "run", qps, seconds, f"tracking.uri=sqlite:///{folder}/mlflow.db")
+    return added(result)
+
+
+def run(folder: Path, qps: float, seconds: float, *words: str) -> dict[str, Any]:
+    """The record of the whole command over the simulated system, which takes fixed times, with these overrides more."""
+    subprocess.run(
+        [sys.executable, "-m", "mlperf_exp", f"hydra.run.dir={folder}", "model=llama3_tiny", "backend=simulated",
+         "scenario=server", f"scenario.target_qps={qps}", f"scenario.min_duration_s={seconds}", "progress=false",
+         "backend.sigma=0", f"backend.ttft_ms={TTFT_MS}", f"backend.tpot_ms={TPOT_MS}",
+         f"backend.output_tokens={TOKENS}", *words],
+        check=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    record: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return record
+
+
+def added(result: dict[str, Any]) -> dict[str, Any]:
+    """What LoadGen counted above the fixed times of :func:`run`."""
     logged = result["tests"]["performance"]["loadgen"]
     latency, ttft = "result_{}_percentile_latency_ns", "result_first_token_{}_percentile_latency_ns"
     return {

@@ -24,8 +24,6 @@ import heapq
 import json
 import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -33,6 +31,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import LATENCY_MS, TOKENS, TTFT_MS, added, run
 from hydra import compose, initialize_config_dir
 
 from mlperf_exp import cli
@@ -42,35 +41,19 @@ from mlperf_exp.sut.replicas import wire
 from mlperf_exp.sut.replicas.fleet import Fleet
 from mlperf_exp.sut.routing.router import Router
 
-TTFT_MS, TPOT_MS, TOKENS = 20.0, 1.0, 128
-LATENCY_MS = TTFT_MS + TPOT_MS * (TOKENS - 1)
 SIZES = (4, 40, 400, 1000)
 
 
 def overhead(qps: float, seconds: float, actors: int) -> dict[str, Any]:
     """One run of the command."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        subprocess.run(
-            [sys.executable, "-m", "mlperf_exp", f"hydra.run.dir={run}", "model=llama3_tiny", "backend=simulated",
-             f"backend.replicas={actors}", "scenario=server", f"scenario.target_qps={qps}",
-             f"scenario.min_duration_s={seconds}", "progress=false", "backend.sigma=0", f"backend.ttft_ms={TTFT_MS}",
-             f"backend.tpot_ms={TPOT_MS}", f"backend.output_tokens={TOKENS}", "tracking.enabled=false"],
-            check=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        result = json.loads((run / "result.json").read_text())
-    logged, metrics = result["tests"]["performance"]["loadgen"], result["metrics"]
-    latency, ttft = "result_{}_percentile_latency_ns", "result_first_token_{}_percentile_latency_ns"
+        result = run(Path(folder) / "run", qps, seconds, f"backend.replicas={actors}", "tracking.enabled=false")
+    metrics = result["metrics"]
     return {
-        "queries": logged["generated_query_count"],
-        "completed_per_second": logged["result_completed_samples_per_sec"],
-        "loadgen": logged["result_validity"],
-        "added_p50_ms": logged[latency.format("50.00")] / 1e6 - LATENCY_MS,
-        "added_p99_ms": logged[latency.format("99.00")] / 1e6 - LATENCY_MS,
-        "added_ttft_p99_ms": logged[ttft.format("99.00")] / 1e6 - TTFT_MS,
+        **added(result),
         "start_s": result["phases"]["start_s"],
-        **{name: metrics[name] for name in ("errors", "duplicates", "router_overhead_p50_ms", "router_overhead_p99_ms",
-                                            "issue_delay_p99_ms", "client_thread_cores")},
+        **{name: metrics[name] for name in ("router_overhead_p50_ms", "router_overhead_p99_ms", "issue_delay_p99_ms",
+                                            "client_cpu_cores", "client_thread_cores")},
     }  # fmt: skip
 
 

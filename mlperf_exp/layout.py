@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,11 +48,12 @@ def gpus_each(config: Config, engine: dict[str, Any]) -> int:
     """GPUs of one replica."""
     if config.hw.device is Device.cpu or isinstance(config.backend, SimulatedBackend):
         return 0
-    count = 1
-    if isinstance(config.backend, VllmBackend):
-        for name in PARALLEL:
-            count *= int(engine.get(name, 1))
-    return count
+    return _workers(engine) if isinstance(config.backend, VllmBackend) else 1
+
+
+def _workers(engine: dict[str, Any]) -> int:
+    """Over how many devices vLLM spreads one engine."""
+    return math.prod(int(engine.get(name, 1)) for name in PARALLEL)
 
 
 def settle(config: Config, engine: dict[str, Any], derived: list[Derived]) -> None:
@@ -79,3 +81,13 @@ def settle(config: Config, engine: dict[str, Any], derived: list[Derived]) -> No
             f"has {hw.nodes * hw.gpus_per_node} GPUs",
             f"Give at most {room}" if room else "Lower backend.engine.tensor_parallel_size",
         )
+    _keep_on_node(config, engine, derived)
+
+
+def _keep_on_node(config: Config, engine: dict[str, Any], derived: list[Derived]) -> None:
+    """In a Ray actor vLLM would ask Ray for its workers' GPUs, which the actor itself holds."""
+    several = isinstance(config.backend, VllmBackend) and (config.backend.replicas or 1) > 1
+    if several and _workers(engine) > 1 and "distributed_executor_backend" not in engine:
+        engine["distributed_executor_backend"] = "mp"
+        why = "a replica's workers are processes on its own node, with the GPUs that Ray gave it"
+        derived.append(Derived("backend.engine.distributed_executor_backend", "mp", why))

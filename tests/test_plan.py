@@ -210,6 +210,15 @@ def test_replicas_and_parallelism_by_profile(words: str, degree: int | None, rep
     assert max(where.on_node) * where.gpus <= it.config.hw.gpus_per_node
 
 
+def test_workers_of_a_replica_are_not_asked_of_ray() -> None:
+    """vLLM's own choice inside an actor, which already holds the GPUs."""
+    assert plan("hw=8xh100", "backend.replicas=4").engine["distributed_executor_backend"] == "mp"
+    assert "distributed_executor_backend" not in plan("hw=8xh100", "backend.replicas=8").engine
+    assert "distributed_executor_backend" not in plan("hw=8xh100", "backend.replicas=1").engine
+    asked = plan("hw=8xh100", "backend.replicas=4", "+backend.engine.distributed_executor_backend=ray")
+    assert asked.engine["distributed_executor_backend"] == "ray"
+
+
 def test_replicas_of_other_backends_and_where_they_go() -> None:
     assert plan("hw=8xh100", "model=resnet50").config.backend.replicas == 8
     assert plan("hw=8xh100", "backend=simulated").config.backend.replicas == 1

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 _VARIABLE = "MLPERF_EXP_MARK"
+_WRITING_S = 10.0
 
 
 class Reaper:
@@ -24,12 +27,12 @@ class Reaper:
         self._mark, self._process = mark, process
 
     @classmethod
-    def start(cls) -> Reaper:
-        """Start the process and mark this one's future children."""
+    def start(cls, folder: str | None = None) -> Reaper:
+        """Start the process and mark this one's future children; ``folder`` is theirs, and goes with them."""
         mark = secrets.token_hex(8)
         clean = {key: value for key, value in os.environ.items() if key != _VARIABLE}
         process = subprocess.Popen(
-            [sys.executable, "-S", __file__, mark],
+            [sys.executable, "-S", __file__, mark, *([folder] if folder else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -72,8 +75,18 @@ def kill_marked(mark: str) -> None:
             continue
 
 
+def remove(folder: str) -> None:
+    """Remove a folder in which processes that were just killed, or end with those, may still write for a moment."""
+    deadline = time.monotonic() + _WRITING_S
+    while Path(folder).exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
+
+
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()  # returns when the parent is gone, or closes the pipe
     kill_marked(sys.argv[1])
+    for each in sys.argv[2:]:
+        remove(each)

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
 import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,77 +15,13 @@ from hydra_plugins.mlperf_launchers._ray_config import RayBackend, RayLauncherCo
 
 from tests.launchers.ended import wait_for
 from tests.launchers.remote_app import VALUES, Sweeper, needs_root, quote
-
-CLUSTERS = Path(__file__).parent.parent / "clusters"
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_agent_register_timeout_ms": "120000"}
-
-
-@dataclass
-class TwoHosts:
-    """A Ray head on ``head`` and a worker on ``worker``, which alone has the resource ``second``."""
-
-    head: str
-    worker: str
-    address: str
-    token: str
-    folder: Path
-
-    def on(self, host: str, *words: str, tries: int = 1) -> None:
-        ray = [str(CLUSTERS / "onhost.sh"), host, sys.executable, "-m", "ray.scripts.scripts", *words]
-        with tempfile.TemporaryFile() as out:  # no pipes: the daemons would hold them open
-            for _ in range(tries):
-                out.truncate(0)
-                done = subprocess.run(ray, stdout=out, stderr=out, check=False, timeout=240, env=self.env())
-                if done.returncode == 0:
-                    return
-                if tries > 1:
-                    self.kill(host)
-            out.seek(0)
-            raise AssertionError(out.read().decode())
-
-    def env(self) -> dict[str, str]:
-        return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, **QUIET}
-
-    def start_worker(self) -> None:
-        resources = ["--num-cpus=2", "--num-gpus=0", '--resources={"second": 2}']
-        address = self.address.removeprefix("http://").partition(":")[0]
-        at = address.rpartition(".")[0] + ".2"
-        self.on(self.worker, "start", f"--address={address}:6379", f"--node-ip-address={at}", *resources, tries=3)
-
-    def processes(self, host: str) -> list[int]:
-        """What runs on a host: whatever is in its network."""
-        done = subprocess.run(["ip", "netns", "pids", host], capture_output=True, text=True, check=False)
-        return [int(pid) for pid in done.stdout.split()]
-
-    def kill(self, host: str) -> None:
-        for pid in self.processes(host):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+from tests.two_hosts import TwoHosts, two_hosts
 
 
 @pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
-    if os.environ.get("MLPERF_TEST_CLUSTERS") != "1":
-        pytest.skip("starts a Ray of two hosts and takes minutes: make test-clusters runs it")
-    if os.geteuid() != 0:
-        pytest.skip("makes network namespaces, which takes root")
-    number = os.getpid() % 250 + 1
-    prefix, subnet = f"r{number}n", f"10.96.{number}"
-    subprocess.run([str(CLUSTERS / "net.sh"), "up", prefix, subnet], check=True, timeout=60)
-    folder = Path(f"/tmp/ray-{number}")  # sockets' paths must be short
-    made = TwoHosts(f"{prefix}1", f"{prefix}2", f"http://{subnet}.1:8265", secrets.token_hex(32), folder)
-    try:
-        ports = ["--port=6379", f"--dashboard-host={subnet}.1", "--dashboard-port=8265", f"--temp-dir={folder}"]
-        size = ["--num-cpus=2", "--num-gpus=0"]
-        # Ray gives its agents 15 s to start, which a busy machine may not keep.
-        made.on(made.head, "start", "--head", f"--node-ip-address={subnet}.1", *size, *ports, tries=3)
-        made.start_worker()
+def hosts() -> Iterator[TwoHosts]:
+    with two_hosts("r") as made:
         yield made
-    finally:
-        for host in (made.head, made.worker):
-            made.kill(host)
-        subprocess.run([str(CLUSTERS / "net.sh"), "down", prefix, subnet], check=False, timeout=60)
-        subprocess.run(["rm", "-rf", str(folder)], check=False)
 
 
 @pytest.fixture

@@ -278,7 +278,7 @@ def test_a_start_that_fails_names_the_node_and_the_end_of_the_log(tmp_path: Path
     with pytest.raises(RunFailed) as caught:
         system.start(SAMPLES)
     assert "on " in str(caught.value) and "did not start: " in str(caught.value)
-    assert "its log ends: CUDA error: the device is broken" in str(caught.value)
+    assert "its log ends: loading | CUDA error: the device is broken" in str(caught.value)
     system.stop()
     assert not any(process.is_alive() for process in made[0].processes)
 

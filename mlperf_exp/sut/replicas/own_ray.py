@@ -48,6 +48,11 @@ class OwnRay:
         """Where it is joined."""
         return str(self._node.gcs_address)
 
+    @property
+    def dead(self) -> str | None:
+        """Its first process that has ended, by Ray's name for it; None while all run."""
+        return next((str(kind) for kind, _ in self._node.dead_processes()), None)
+
     def close(self) -> None:
         """End all its processes."""
         with contextlib.suppress(Exception):

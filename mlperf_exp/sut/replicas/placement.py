@@ -3,8 +3,8 @@
     python -m mlperf_exp.sut.replicas.placement
 
 Requests come pickled over standard input (see :mod:`mlperf_exp.sut.replicas.placer`), events go to standard output, a
-line of JSON each: ``placed``, ``started``, ``failed``, ``died``, ``renewed``, ``refused``. The end of the input is the
-order to remove everything. What Ray prints goes to ``ray.log``.
+line of JSON each: ``placed``, ``started``, ``failed``, ``died``, ``renewed``, ``left``, ``lost``, ``refused``. The end
+of the input is the order to remove everything. What Ray prints goes to ``ray.log``.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import os
 import pickle
 import queue
 import signal
+import socket
 import struct
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 from mlperf_exp.errors import ExperimentError, RunFailed, UserError, missing_extra
@@ -81,6 +83,7 @@ class _Cluster:
         self._group: Any = None
         self._actors: list[Any] = []
         self._waiting: dict[Any, tuple[str, int]] = {}  # reference -> what it is of which replica
+        self._lost = False
 
     def place(self) -> None:
         """Start or find Ray, and set room aside on the nodes.
@@ -111,18 +114,14 @@ class _Cluster:
                 f"the Ray cluster found no room for {layout.replicas} replicas within {self._place.timeout_s:g} s "
                 "(ray.timeout_s): others use it"
             )
-        from ray.util import get_node_ip_address
         from ray.util.placement_group import placement_group_table
 
         of_bundle = placement_group_table(self._group)["bundles_to_node_id"]
         known = {node["NodeID"]: node for node in nodes}
         chosen = [known[of_bundle[bundle]] for bundle in range(len(bundles))]
-        self._say(
-            "placed",
-            nodes=[node["NodeManagerHostname"] for node in chosen],
-            addresses=[node["NodeManagerAddress"] for node in chosen],
-            own=get_node_ip_address(),
-        )
+        addresses = [str(node["NodeManagerAddress"]) for node in chosen]
+        names = [node["NodeManagerHostname"] for node in chosen]
+        self._say("placed", nodes=names, addresses=addresses, own=_own_address(addresses))
 
     def _connect(self) -> None:
         place = self._place
@@ -150,7 +149,7 @@ class _Cluster:
         """Do what is asked, and tell what becomes of the replicas, until the input ends."""
         requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=_requests, args=(source, requests), daemon=True).start()
-        while True:
+        while not self._is_lost():
             with contextlib.suppress(queue.Empty):
                 request = requests.get(timeout=0 if self._waiting else _POLL_S)
                 if request is None:
@@ -165,6 +164,16 @@ class _Cluster:
                 done, _ = self._ray.wait(list(self._waiting), num_returns=1, timeout=_POLL_S)
                 for reference in done:
                     self._tell(reference, *self._waiting.pop(reference))
+        while requests.get() is not None:
+            pass
+
+    def _is_lost(self) -> bool:
+        """Whether the run's own Ray has lost a process, which is told once; the replicas go on without it."""
+        dead = self._own.dead if self._own is not None else None
+        if dead is not None:
+            self._lost = True
+            self._say("lost", error=f"Ray's own process {dead} ended")
+        return self._lost
 
     def _launch(self, request: Launch) -> None:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -197,10 +206,13 @@ class _Cluster:
         else:
             self._say(what, replica=number, phases=value)
             if what == "started":
-                self._waiting[self._actors[number].join.remote()] = "ended", number
+                self._waiting[self._actors[number].join.remote()] = "left", number
 
     def remove(self) -> None:
         """Kill the actors, give the room back, and stop Ray where it is the run's own."""
+        if self._lost and self._own is not None:  # nobody answers; the replicas end when the fleet hangs up
+            self._own.close()
+            os._exit(0)
         for actor in self._actors:
             with contextlib.suppress(Exception):
                 self._ray.kill(actor)
@@ -211,6 +223,17 @@ class _Cluster:
             self._ray.shutdown()
         if self._own is not None:
             self._own.close()
+
+
+def _own_address(nodes: Sequence[str]) -> str:
+    """The address of this host on the way to the nodes; one of theirs where it is a node and there is no other."""
+    towards = {}
+    for node in nodes:
+        kind = socket.AF_INET6 if ":" in node else socket.AF_INET
+        with socket.socket(kind, socket.SOCK_DGRAM) as way:
+            way.connect((node, 9))  # sends nothing: it only asks for the route
+            towards[node] = str(way.getsockname()[0])
+    return next((own for node, own in towards.items() if own != node), nodes[0])
 
 
 def _request(source: BinaryIO) -> Any:

@@ -11,7 +11,7 @@ import json
 import os
 import pickle
 import secrets
-import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from mlperf_exp.layout import Layout
 from mlperf_exp.messages import Plan
-from mlperf_exp.sut.reaper import Reaper
+from mlperf_exp.sut.reaper import Reaper, remove
 
 _STOP_S = 25.0
 _RAY = {
@@ -33,7 +33,12 @@ _RAY = {
     # Of Ray's own processes; its limits of 30 s and less are not kept on a busy machine.
     "RAY_agent_register_timeout_ms": "120000",
     "RAY_raylet_start_wait_time_s": "120",
+    "RAY_worker_niceness": "0",  # Ray's own choice is 15: every other process would come before an engine
+    "SPT_NOENV": "1",  # else the titles that Ray gives its workers wipe out the reaper's mark
 }
+# Without this (the name is older than the use) Ray reads a loopback address as the host's own one on the network, where
+# a Ray on the loopback interface does not listen.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +98,18 @@ class Placer:
 
     def start(self, layout: Layout, address: str | None, timeout_s: float, log: Path) -> None:
         """Start the process and ask for room."""
-        self._reaper = Reaper.start()  # marks this process's environment, which the next lines copy
-        env = os.environ | _RAY
-        self._reaper.seal()
         if address is None:
             self._temp = tempfile.mkdtemp(prefix="mx-", dir="/tmp")  # sockets' paths must be short
-            # Of this run's own: nobody else can ask anything of it.
-            env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self._reaper = Reaper.start(self._temp)  # marks this process's environment, which the next lines copy
+        env = os.environ | _RAY
+        self._reaper.seal()
+        if self._temp is not None:
+            # Of this run's own: nobody else can ask anything of it, and what it leaves goes with its folder.
+            token = secrets.token_hex(32)
+            env |= _LOOPBACK | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "TMPDIR": self._temp}
             env.pop("RAY_ADDRESS", None)
+        elif address is not None and _on_loopback(address):
+            env |= _LOOPBACK
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mlperf_exp.sut.replicas.placement"],
             stdin=subprocess.PIPE,
@@ -139,7 +148,7 @@ class Placer:
             self._reaper.kill()
             self._reaper = None
         if self._temp is not None:
-            shutil.rmtree(self._temp, ignore_errors=True)
+            remove(self._temp)
             self._temp = None
 
     def _read(self) -> None:
@@ -153,3 +162,15 @@ class Placer:
                 continue
             self._on_event(event)
         self._on_event({"event": "ended", "status": process.wait()})
+
+
+def _on_loopback(address: str) -> bool:
+    """Whether something listens at this address, and it is one of the loopback interface."""
+    host, _, port = address.rpartition(":")
+    if host not in ("127.0.0.1", "localhost") or not port.isdigit():
+        return False
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True

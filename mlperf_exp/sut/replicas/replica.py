@@ -57,6 +57,8 @@ class Replica:
         """
         from mlperf_exp.sut import create
 
+        with contextlib.suppress(OSError):  # only root may: a cluster's Ray runs its workers after everything else
+            os.setpriority(os.PRIO_PROCESS, 0, 0)  # of this thread, and of all that come from it
         self._print_to_log()
         self._connect()
         self._sut = create(self._plan, self._model)
@@ -127,6 +129,7 @@ class Replica:
                     elif isinstance(message, wire.Load) and self._sut is not None:
                         self._outbox.put(wire.Loaded(_load(self._sut, message)))
                     elif isinstance(message, wire.Stop):
+                        self._end_process_later()
                         self.stop()
                         return
         except Exception as error:
@@ -134,9 +137,15 @@ class Replica:
         if not self._ended.is_set():
             self._end_process()
 
+    def _end_process_later(self) -> None:
+        """Whoever started the process ends it, unless Ray was lost meanwhile."""
+        timer = threading.Timer(_END_S, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
+
     def _end_process(self) -> None:
         """The fleet is gone: nobody waits for this engine any more."""
-        threading.Timer(_END_S, os._exit, (1,)).start()
+        self._end_process_later()
         self.stop()
         os._exit(0)
 
