@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -199,7 +200,10 @@ def _last_words(log: Path) -> str:
 
 
 class _Control:
-    """What the supervisors of several nodes tell each other."""
+    """What the supervisors of several nodes tell each other.
+
+    A thread of its own speaks with the store: where a cable is cut, a request waits for an answer without an end.
+    """
 
     def __init__(self, nodes: Nodes) -> None:
         from torch.distributed import TCPStore
@@ -211,40 +215,60 @@ class _Control:
         self._store.set_timeout(timedelta(seconds=10))
         self._store.set(f"host/{nodes.rank}", socket.gethostname())
         self._beats = {node: (0, time.monotonic()) for node in range(nodes.count)}
-        self._next = 0.0
+        self._answered_at = time.monotonic()
+        self._found: str | None = None
+        self._own: str | None = None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._speak, name="nodes", daemon=True)
+        self._thread.start()
 
     def tell(self, failure: str) -> None:
         """Let the other nodes end too."""
-        with contextlib.suppress(Exception):
-            self._store.compare_set("failed", "", failure)
+        self._own = failure
 
     def failure(self) -> str | None:
-        """What happened elsewhere: a failure that was told, or a node without a beat; asked once a second."""
-        now = time.monotonic()
-        if now < self._next:
-            return None
-        self._next = now + 1.0
-        try:
-            self._store.add(f"beat/{self._nodes.rank}", 1)
-            if self._store.check(["failed"]):
-                return self._store.get("failed").decode()  # type: ignore[no-any-return]
-            for node, (count, since) in list(self._beats.items()):
-                beat = self._store.add(f"beat/{node}", 0)
-                done = self._store.check([f"done/{node}"])
-                if beat != count or done:
-                    self._beats[node] = (beat, now)
-                elif now - since > BEAT_LOST_S:
-                    return f"node {node}{self._host(node)} has not been heard of for {BEAT_LOST_S:g} s"
-        except Exception as error:  # the first node holds the store: without it there is no run
-            return f"node 0 ({self._nodes.address}) is lost: {' '.join(str(error).split())[:200]}"
-        return None
+        """What happened elsewhere: a failure that was told, a node without a beat, or a first node without a word."""
+        if self._found is None and time.monotonic() - self._answered_at > BEAT_LOST_S:
+            return f"node 0 ({self._nodes.address}) has not been heard of for {BEAT_LOST_S:g} s"
+        return self._found
 
     def close(self) -> None:
-        """The node is done; the first one stays until all are."""
-        with contextlib.suppress(Exception):
+        """The node is done; the first one, which holds the store, stays until all are, or for a while."""
+        self._closing.set()
+        self._thread.join(BEAT_LOST_S + 10.0)
+
+    def _speak(self) -> None:
+        try:
+            while not self._closing.wait(1.0):
+                self._say()
+                self._found = self._found or self._look()
+                self._answered_at = time.monotonic()
+            self._say()
             self._store.set(f"done/{self._nodes.rank}", "1")
             if self._nodes.rank == 0:
                 self._store.wait([f"done/{node}" for node in range(self._nodes.count)], timedelta(seconds=BEAT_LOST_S))
+        except Exception as error:  # the first node holds the store: without it there is no run
+            lost = f"node 0 ({self._nodes.address}) is lost: {' '.join(str(error).split())[:200]}"
+            self._found = self._found or lost
+
+    def _say(self) -> None:
+        if self._own is not None:
+            self._store.compare_set("failed", "", self._own)
+            self._own = None
+
+    def _look(self) -> str | None:
+        now = time.monotonic()
+        self._store.add(f"beat/{self._nodes.rank}", 1)
+        if self._store.check(["failed"]):
+            return self._store.get("failed").decode()  # type: ignore[no-any-return]
+        for node, (count, since) in list(self._beats.items()):
+            beat = self._store.add(f"beat/{node}", 0)
+            done = self._store.check([f"done/{node}"])
+            if beat != count or done:
+                self._beats[node] = (beat, now)
+            elif now - since > BEAT_LOST_S:
+                return f"node {node}{self._host(node)} has not been heard of for {BEAT_LOST_S:g} s"
+        return None
 
     def _host(self, node: int) -> str:
         key = f"host/{node}"
