@@ -79,6 +79,7 @@ def main() -> None:
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "load_1min": os.getloadavg()[0]}
     }
     sys.path.insert(0, str(HERE.parent))
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # users' machines keep what was compiled
     with tempfile.TemporaryDirectory() as folder:
         app = Path(folder, "app.py")
         app.write_text(APP)
@@ -117,6 +118,8 @@ def local(app: Path, sizes: list[int], command_s: float, repeats: int) -> dict[s
 
 def beside_hand(app: Path, launcher: str, sizes: list[int], command_s: float, repeats: int) -> dict[str, object]:
     """A launcher to other machines beside the same jobs submitted by hand."""
+    sweep(app, launcher, 1, 1)  # whatever only a first one does
+    by_hand(app, launcher, 1)
     sweeps = []
     for jobs in sizes:
         runs = []

@@ -20,7 +20,16 @@ from tests.launchers.ended import Ended
 APP = """
 import json, os, signal, socket, sys, time
 from pathlib import Path
-signal.signal(signal.SIGTERM, signal.default_int_handler)  # Slurm sends it to every process of a job
+
+
+def interrupt(*_):  # Slurm sends SIGTERM to every process of a job, and the node's entry then SIGINT
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, interrupt)
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from mlperf_exp.errors import ExperimentError

@@ -92,7 +92,7 @@ class Driver:
         self._ask(moment)
         for number, track in list(self._tracks.items()):
             self._follow(number, track, moment)
-        self._save()
+        self._save()  # what the system, or the jobs' own files, can tell again
 
     # -- submitting ----------------------------------------------------------------------------------------------------
 
@@ -124,7 +124,7 @@ class Driver:
         for entry in due:
             entry.status = "submitted"
             self._began.setdefault(entry.spec.number, moment)
-        problem = self._save()  # before the system can know any of them
+        problem = self._save(synced=True)  # before the system can know any of them
         for entry, note in notes:
             try:
                 note.attempt.folder.mkdir(parents=True, exist_ok=True)
@@ -297,13 +297,13 @@ class Driver:
             for track in self._tracks.values():
                 track.end(Stop.interrupt, moment)
 
-    def _save(self) -> OSError | None:
+    def _save(self, synced: bool = False) -> OSError | None:
         """Write ``jobs.json`` if it would tell something else; what went wrong."""
         state = [(entry.status, [_seen(note) for note in entry.tries]) for entry in self._entries.values()]
         if state != self._saved:
             self._saved = state
             try:
-                self._ledger.save()
+                self._ledger.save(synced)
             except OSError as error:  # a full disk on this side: jobs that run go on
                 return error
         return None

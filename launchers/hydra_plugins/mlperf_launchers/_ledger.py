@@ -112,8 +112,8 @@ class Ledger:
         entry.tries.append(Try(Attempt(entry.spec, number, uid)))
         return entry.tries[-1]
 
-    def save(self) -> None:
-        """Write ``jobs.json``.
+    def save(self, synced: bool = True) -> None:
+        """Write ``jobs.json``; ``synced`` as :func:`write_atomic` has it.
 
         Raises:
             OSError: the folder cannot be written to.
@@ -133,7 +133,7 @@ class Ledger:
         lines = [f"{_text(key)}: {_text(value)}" for key, value in head.items()]
         jobs = ",\n  ".join(_text(entry.to_json()) for entry in self.entries)
         text = ",\n".join([*lines, f'"jobs": [\n  {jobs}\n]'])
-        write_atomic(self.folder / JOBS, f"{{\n{text}\n}}\n")
+        write_atomic(self.folder / JOBS, f"{{\n{text}\n}}\n", synced)
 
     @contextlib.contextmanager
     def driven(self) -> Iterator[bool]:
