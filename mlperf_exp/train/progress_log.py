@@ -92,7 +92,10 @@ class History:
             found["train_samples_per_second"] = sum(line.samples_per_second * line.seconds for line in steady) / seconds
             found["data_wait_percent"] = 100 * sum(line.waited_share * line.seconds for line in steady) / seconds
         if self.lines:
-            found |= {"loss": self.lines[-1].loss, "epochs": self.lines[-1].epoch}
+            last = self.lines[-1]
+            found |= {"loss": last.loss, "epochs": last.epoch, "steps": float(last.step)}
+        if self.steady:  # what the last life is known to have trained on, whatever its end
+            found["completed"] = float(round(sum(line.samples_per_second * line.seconds for line in self.steady)))
         if self.evaluations:
             found[self.evaluations[-1].metric] = self.evaluations[-1].value
         return found

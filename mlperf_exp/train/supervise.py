@@ -181,6 +181,8 @@ class _Rank:
             return f"{self.name}: {self._error.read_text().strip()}"
         except OSError:
             pass
+        if status == -signal.SIGKILL:  # its last words were about something else
+            return f"{self.name} was killed by SIGKILL (see {self._log})"
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         return f"{self.name} {how}{_last_words(self._log)}"
 

@@ -310,7 +310,7 @@ def problems(fault: Fault, attempt: Attempt) -> list[str]:
         found.append("it was called valid")
     completed = (result.get("metrics") or {}).get("completed")
     if fault.record in ("failed", "interrupted") and not completed:
-        found.append("finished queries are not in the record")
+        found.append("what was finished is not in the record")
     found += [f"left behind: {name}" for name in attempt.left_behind()]
     if (status := attempt.later_run()) != 0:
         found.append(f"a later run ended with {status}")
@@ -319,11 +319,12 @@ def problems(fault: Fault, attempt: Attempt) -> list[str]:
 
 def kept(attempt: Attempt) -> str:
     """What the run's folder still tells."""
+    noun = "images" if attempt.scenario == "train" else "queries"
     with contextlib.suppress(ValueError):
         result = attempt.result()
         if result:
-            return f"{result['metrics'].get('completed', 0):,.0f} queries, {result['run']['status']}"
-    return f"{attempt.done():,} queries in live.jsonl"
+            return f"{result['metrics'].get('completed', 0):,.0f} {noun}, {result['run']['status']}"
+    return f"{attempt.done():,} {noun} in live.jsonl"
 
 
 def as_row(fault: Fault, attempt: Attempt, wrong: list[str]) -> dict[str, object]:
