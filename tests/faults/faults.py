@@ -49,7 +49,7 @@ def killed_engine(attempt: Attempt) -> None:
 
 
 def hanging_engine(attempt: Attempt) -> None:
-    bound_s = 30 if attempt.scenario == "train" else 5  # which counts from the start of a training
+    bound_s = 60 if attempt.scenario == "train" else 5  # which counts from the start of a training
     attempt.start(*ENGINE[attempt.scenario], NO_TRACKING, f"scenario.stall_timeout_s={bound_s}")
     attempt.begun(10)
     attempt.hurt()
@@ -283,7 +283,7 @@ FAULTS = (
     Fault("engine hangs", hanging_engine, (1,), ("no query finished in",), "failed"),
     Fault("engine out of memory", out_of_memory, (1,), ("engine died",), "failed"),
     Fault("rank killed", killed_engine, (1,), ("rank 1 on ",), "failed", scenarios=("train",)),
-    Fault("rank hangs", hanging_engine, (1,), ("made no step in 30 s",), "failed", scenarios=("train",)),
+    Fault("rank hangs", hanging_engine, (1,), ("made no step in 60 s",), "failed", scenarios=("train",)),
     Fault("rank out of memory", out_of_memory, (1,), ("rank 1 on ",), "failed", scenarios=("train",)),
 )
 

@@ -13,19 +13,19 @@ from hydra_plugins.mlperf_launchers._cluster import Attempt, JobSpec, Need
 from hydra_plugins.mlperf_launchers._ray import RayCluster
 from hydra_plugins.mlperf_launchers._ray_config import RayBackend, RayLauncherConf
 
+from tests.clusters.ray_hosts import RayHosts, ray_on_two_hosts
 from tests.launchers.ended import wait_for
 from tests.launchers.remote_app import VALUES, Sweeper, needs_root, quote
-from tests.two_hosts import TwoHosts, two_hosts
 
 
 @pytest.fixture(scope="module")
-def hosts() -> Iterator[TwoHosts]:
-    with two_hosts("r") as made:
+def hosts() -> Iterator[RayHosts]:
+    with ray_on_two_hosts("r") as made:
         yield made
 
 
 @pytest.fixture
-def sweeper(hosts: TwoHosts, tmp_path: Path) -> Sweeper:
+def sweeper(hosts: RayHosts, tmp_path: Path) -> Sweeper:
     return Sweeper(
         tmp_path,
         [
@@ -55,7 +55,7 @@ def test_values_arrive_results_come_back_and_failures_are_told(sweeper: Sweeper)
 
 
 @needs_root
-def test_a_job_on_two_hosts_and_one_stopped_behind_the_launchers_back(hosts: TwoHosts, sweeper: Sweeper) -> None:
+def test_a_job_on_two_hosts_and_one_stopped_behind_the_launchers_back(hosts: RayHosts, sweeper: Sweeper) -> None:
     nodes = ["hydra.launcher.resources.nodes=2", "hydra.launcher.run_on=each"]
     done = sweeper.run("+act=ok", *nodes)
     assert done.ends() == ["finished"], done.said
@@ -83,7 +83,7 @@ def test_an_interrupt_stops_what_runs_and_brings_what_it_kept(sweeper: Sweeper) 
 
 
 @needs_root
-def test_a_lost_node_is_a_fault_of_the_machines_and_the_job_runs_again(hosts: TwoHosts, sweeper: Sweeper) -> None:
+def test_a_lost_node_is_a_fault_of_the_machines_and_the_job_runs_again(hosts: RayHosts, sweeper: Sweeper) -> None:
     with sweeper.running("+act=slow", SECOND, "hydra.launcher.retries.max=1") as process:
         wait_for(lambda: bool(list((sweeper.folder / "there").glob("*/seen.json"))))
         hosts.kill(hosts.worker)
@@ -94,11 +94,11 @@ def test_a_lost_node_is_a_fault_of_the_machines_and_the_job_runs_again(hosts: Tw
         done = sweeper.ended(process)
     [job] = done.jobs()
     assert job["attempts"][0]["state"] == "lost", done.said
-    assert (sweeper.folder / "sweep" / "0.attempt_2" / "kept").exists()
+    assert (sweeper.folder / "sweep" / "0.2" / "kept").exists()
 
 
 @needs_root
-def test_a_wrong_token_and_a_job_that_no_node_can_hold_are_refused(hosts: TwoHosts, sweeper: Sweeper) -> None:
+def test_a_wrong_token_and_a_job_that_no_node_can_hold_are_refused(hosts: RayHosts, sweeper: Sweeper) -> None:
     done = sweeper.run("+act=ok", "hydra.launcher.resources.gpus_per_node=1")
     assert "hydra.launcher.resources: job 0 wants CPU 1, GPU 1; of the 2 nodes of" in done.stderr
     assert done.status == 2

@@ -21,10 +21,10 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.clusters.ray_hosts import QUIET, RayHosts, ray_on_two_hosts
 from tests.launchers.ended import wait_for
 from tests.runs.runs_of_commands import SIMULATED, Finished, command
 from tests.sut.golden import assert_golden
-from tests.two_hosts import QUIET, TwoHosts, two_hosts
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("MLPERF_TEST_CLUSTERS") != "1", reason="takes minutes: make test-clusters runs it"
@@ -173,22 +173,22 @@ def test_real_engines_on_two_nodes_give_the_answers_of_one(tmp_path: Path) -> No
 
 
 @pytest.fixture(scope="module")
-def hosts() -> Iterator[TwoHosts]:
-    with two_hosts("s") as made:
+def hosts() -> Iterator[RayHosts]:
+    with ray_on_two_hosts("y") as made:
         yield made
 
 
-def kill_replica(hosts: TwoHosts) -> None:
+def kill_replica(hosts: RayHosts) -> None:
     on_worker = set(hosts.processes(hosts.worker))
     [replica] = [actor for actor in actors() if actor.pid in on_worker]
     replica.kill()
 
 
-def kill_node(hosts: TwoHosts) -> None:
+def kill_node(hosts: RayHosts) -> None:
     hosts.kill(hosts.worker)
 
 
-def kill_head(hosts: TwoHosts) -> None:
+def kill_head(hosts: RayHosts) -> None:
     """Ray's part of it, with its replica; LoadGen is there too."""
     for pid in hosts.processes(hosts.head):
         with contextlib.suppress(psutil.Error):
@@ -196,14 +196,14 @@ def kill_head(hosts: TwoHosts) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def cut_cable(hosts: TwoHosts) -> None:
-    hosts.cable(hosts.worker, "down")
+def cut_cable(hosts: RayHosts) -> None:
+    hosts.hosts.cut(hosts.worker)
     time.sleep(10)
-    hosts.cable(hosts.worker, "up")
+    hosts.hosts.mend(hosts.worker)
 
 
 @pytest.mark.parametrize("hurt", [kill_replica, cut_cable, kill_node, kill_head])
-def test_on_two_hosts(hosts: TwoHosts, tmp_path: Path, hurt: Callable[[TwoHosts], None]) -> None:
+def test_on_ray_on_two_hosts(hosts: RayHosts, tmp_path: Path, hurt: Callable[[RayHosts], None]) -> None:
     folder = tmp_path / "run"
     words = command(folder, *LOAD, "hw.nodes=2", "backend.replicas=2", f"ray.address={hosts.gcs}")
     with running(hosts.words(hosts.head, *words), folder, hosts.env()) as run:

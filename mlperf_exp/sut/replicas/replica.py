@@ -59,6 +59,8 @@ class Replica:
 
         with contextlib.suppress(OSError):  # only root may: a cluster's Ray runs its workers after everything else
             os.setpriority(os.PRIO_PROCESS, 0, 0)  # of this thread, and of all that come from it
+        # On processors vLLM would bind each engine to the same cores, as if it were alone.
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         self._print_to_log()
         self._connect()
         self._sut = create(self._plan, self._model)

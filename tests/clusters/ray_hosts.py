@@ -15,20 +15,31 @@ from pathlib import Path
 
 import pytest
 
-CLUSTERS = Path(__file__).parent / "clusters"
+from tests.clusters.hosts import Hosts, two_hosts
+
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_agent_register_timeout_ms": "120000"}
 PORT = 6379
 
 
 @dataclass
-class TwoHosts:
+class RayHosts:
     """A Ray head on ``head`` and a worker on ``worker``, which alone has the resource ``second``."""
 
-    head: str
-    worker: str
-    subnet: str
+    hosts: Hosts
     token: str
     folder: Path
+
+    @property
+    def head(self) -> str:
+        return self.hosts.names[0]
+
+    @property
+    def worker(self) -> str:
+        return self.hosts.names[1]
+
+    @property
+    def subnet(self) -> str:
+        return self.hosts.subnet
 
     @property
     def address(self) -> str:
@@ -42,7 +53,7 @@ class TwoHosts:
 
     def words(self, host: str, *words: str) -> list[str]:
         """The command line that runs these words on a host."""
-        return [str(CLUSTERS / "onhost.sh"), host, *words]
+        return self.hosts.on(host, *words)
 
     def on(self, host: str, *words: str, tries: int = 1) -> None:
         ray = self.words(host, sys.executable, "-m", "ray.scripts.scripts", *words)
@@ -81,29 +92,20 @@ class TwoHosts:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def cable(self, host: str, state: str) -> None:
-        """Cut (``down``) a host's cable, or plug it in again (``up``)."""
-        subprocess.run(["ip", "link", "set", f"v-{host}", state], check=True, timeout=20)
-
 
 @contextlib.contextmanager
-def two_hosts(letter: str) -> Iterator[TwoHosts]:
+def ray_on_two_hosts(letter: str) -> Iterator[RayHosts]:
     """The hosts and their Ray while the block runs; ``letter`` tells them from those of other tests."""
     if os.environ.get("MLPERF_TEST_CLUSTERS") != "1":
         pytest.skip("starts a Ray of two hosts and takes minutes: make test-clusters runs it")
-    if os.geteuid() != 0:
-        pytest.skip("makes network namespaces, which takes root")
-    number = os.getpid() % 250 + 1
-    prefix, subnet = f"{letter}{number}n", f"10.96.{number}"
-    subprocess.run([str(CLUSTERS / "net.sh"), "up", prefix, subnet], check=True, timeout=60)
-    folder = Path(f"/tmp/ray-{number}")  # sockets' paths must be short
-    made = TwoHosts(f"{prefix}1", f"{prefix}2", subnet, secrets.token_hex(32), folder)
-    try:
-        made.start_head()
-        made.start_worker()
-        yield made
-    finally:
-        for host in (made.head, made.worker):
-            made.kill(host)
-        subprocess.run([str(CLUSTERS / "net.sh"), "down", prefix, subnet], check=False, timeout=60)
-        subprocess.run(["rm", "-rf", str(folder)], check=False)
+    with two_hosts(letter) as hosts:
+        folder = Path(f"/tmp/ray-{hosts.prefix}")  # sockets' paths must be short
+        made = RayHosts(hosts, secrets.token_hex(32), folder)
+        try:
+            made.start_head()
+            made.start_worker()
+            yield made
+        finally:
+            for host in hosts.names:
+                made.kill(host)
+            subprocess.run(["rm", "-rf", str(folder)], check=False)
