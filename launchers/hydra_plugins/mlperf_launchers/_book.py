@@ -11,6 +11,7 @@ from hydra_plugins.mlperf_launchers._process import say
 
 from mlperf_exp.config import Tracking
 from mlperf_exp.errors import Interrupted, InvalidResult
+from mlperf_exp.sweep import record
 from mlperf_exp.sweep.identity import varying
 from mlperf_exp.sweep.record import JobEntry, SweepRecord
 from mlperf_exp.track.tracker import Tracker
@@ -21,14 +22,13 @@ class Book:
 
     def __init__(self, ledger: Ledger, max_parallel: int) -> None:
         specs = [entry.spec for entry in ledger.entries]
-        own = varying([list(spec.overrides) for spec in specs])
-        shared = set(specs[0].overrides).intersection(*(spec.overrides for spec in specs)) if specs else set()
+        jobs = _of_batches_before(ledger)
+        jobs += [JobEntry(spec.number, list(spec.overrides), {}, folder=spec.folder.name) for spec in specs]
+        for job, pairs in zip(jobs, varying([job.overrides for job in jobs]), strict=True):
+            job.own = pairs
+        shared = set(jobs[0].overrides).intersection(*(job.overrides for job in jobs)) if jobs else set()
         self._ledger = ledger
-        self._record = SweepRecord(ledger.folder, ledger.command, sorted(shared), max_parallel)
-        self._record.jobs = [
-            JobEntry(spec.number, list(spec.overrides), pairs, folder=spec.folder.name)
-            for spec, pairs in zip(specs, own, strict=True)
-        ]
+        self._record = SweepRecord(ledger.folder, ledger.command, sorted(shared), max_parallel, jobs)
         self._entries = {job.number: job for job in self._record.jobs}
         self._tracker: Tracker | None = None
         facts = specs[0].facts if specs else {}
@@ -73,3 +73,10 @@ class Book:
         if self._wanted:
             with contextlib.suppress(OSError):  # a full disk must not end the sweep
                 self._record.save(ended)
+
+
+def _of_batches_before(ledger: Ledger) -> list[JobEntry]:
+    """A search or ``max_batch_size`` submits a sweep in batches, whose jobs count on."""
+    first = min((entry.spec.number for entry in ledger.entries), default=0)
+    jobs = record.read(ledger.folder).get("jobs", ()) if first else ()
+    return [JobEntry(**job) for job in jobs if job["number"] < first]
