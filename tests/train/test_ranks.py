@@ -84,6 +84,23 @@ def test_a_lost_rank_ends_all_and_is_named(few, tmp_path):
     assert not ranks(folder)
 
 
+def test_a_rank_that_hangs_ends_all_and_is_named(few, tmp_path):
+    folder, stopped = tmp_path / "run", []
+
+    def stop():
+        if not stopped and (folder / "train/progress.jsonl").exists():
+            stopped.append(next(pid for pid in ranks(folder) if rank_of(pid) == "1"))
+            os.kill(stopped[0], signal.SIGSTOP)
+
+    endless = {"max_epochs": 2000, "eval_offset": 2000, "eval_period": 2000}
+    _, ended = run(folder, few, stop, micro_batch=8, world=2, stall_timeout_s=60.0, **endless)
+    assert stopped
+    assert ended.failure is not None
+    assert ended.failure.startswith("rank 1 on ")
+    assert ended.failure.endswith("made no step in 60 s (scenario.stall_timeout_s) (it is stopped)")
+    assert not ranks(folder)
+
+
 def test_a_truncated_image_is_named(few, tmp_path):
     data = tmp_path / "data"
     for path in few.rglob("*.jpg"):
