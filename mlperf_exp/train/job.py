@@ -82,11 +82,11 @@ class Job:
     checkpoint_every_s: float | None
     checkpoints_kept: int
     resume: bool
+    stall_timeout_s: float
     submission: Submission
     steps: int | None = None
     warmup_iterations: int = 0
     threads: int | None = None  # a rank's share of the cores
-    stall_timeout_s: float = 900.0
 
     @property
     def global_batch(self) -> int:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import pytest
 
 from tests.clusters import k8s, slurm
+from tests.clusters.hosts import unused
 
 
 class Cluster(Protocol):
@@ -35,13 +35,6 @@ def started(cluster: C) -> Iterator[C]:
         yield cluster
     finally:
         cluster.stop()
-
-
-def unused(prefix: str) -> int:
-    """Of a pair of hosts whose names and network nobody uses."""
-    first = os.getpid()
-    numbers = ((first + i) % 250 + 1 for i in range(250))
-    return next(number for number in numbers if not Path(f"/sys/class/net/br-{prefix}{number}n").exists())
 
 
 @pytest.fixture(scope="session", name="slurm")

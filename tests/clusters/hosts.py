@@ -39,12 +39,19 @@ class Hosts:
         subprocess.run(["ip", "link", "set", f"v-{name}", "up"], check=True)
 
 
+def unused(prefix: str) -> int:
+    """Of a pair of hosts whose names and network nobody uses."""
+    first = os.getpid()
+    numbers = ((first + i) % 250 + 1 for i in range(250))
+    return next(number for number in numbers if not Path(f"/sys/class/net/br-{prefix}{number}n").exists())
+
+
 @contextlib.contextmanager
 def two_hosts(letter: str) -> Iterator[Hosts]:
     """While they are up; ``letter`` tells the pairs of one process apart. Skips where they cannot be made."""
     if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("nsenter") is None:
         pytest.skip("two hosts are network namespaces, which need root, iproute2 and util-linux")
-    number = os.getpid() % 250 + 1
+    number = unused(letter)
     made = Hosts(f"{letter}{number}n", f"10.{100 + ord(letter) % 100}.{number}")
     up = subprocess.run([str(HERE / "net.sh"), "up", made.prefix, made.subnet], capture_output=True, text=True)
     if up.returncode:

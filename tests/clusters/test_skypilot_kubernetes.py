@@ -19,8 +19,9 @@ import pytest
 
 from mlperf_exp import network
 from tests.clusters import k8s
-from tests.clusters.conftest import started, unused
+from tests.clusters.conftest import started
 from tests.clusters.debian import gone
+from tests.clusters.hosts import unused
 from tests.launchers.sky_environment import environment, server
 
 pytestmark = [

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.clusters import sky, slurm
-from tests.clusters.conftest import unused
+from tests.clusters.hosts import unused
 from tests.launchers.ended import wait_for
 from tests.launchers.remote_app import VALUES, Sweeper, quote
 from tests.launchers.sky_environment import environment

@@ -20,28 +20,13 @@ from typing import Any
 import pytest
 
 from tests.clusters.slurm import Slurm
+from tests.launchers.remote_app import HEAD
 
 pytestmark = pytest.mark.timeout(900)
 
-APP = """
-import json, os, signal, socket, sys, time
-from pathlib import Path
-
-
-def interrupt(*_):  # Slurm sends SIGTERM to every process of a job, and the node's entry then SIGINT
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
-for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, interrupt)
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from mlperf_exp.errors import ExperimentError
-
-
-@hydra.main(version_base="1.3", config_path=None)
+APP = (
+    HEAD
+    + """@hydra.main(version_base="1.3", config_path=None)
 def main(cfg):
     folder = Path(HydraConfig.get().runtime.output_dir)
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "EXTRA", "TOKEN", "CUDA_VISIBLE_DEVICES")
@@ -79,6 +64,7 @@ except ExperimentError as error:
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     sys.exit(error.exit_status)
 """
+)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 
 from tests.launchers.ended import Ended
 
-APP = """
+HEAD = """
 import json, os, signal, socket, sys, time
 from pathlib import Path
 
@@ -35,7 +35,10 @@ from hydra.core.hydra_config import HydraConfig
 from mlperf_exp.errors import ExperimentError
 
 
-@hydra.main(version_base="1.3", config_path=None)
+"""  # of every such application: what it imports, and how it is interrupted
+APP = (
+    HEAD
+    + """@hydra.main(version_base="1.3", config_path=None)
 def main(cfg):
     folder = Path(HydraConfig.get().runtime.output_dir)
     act = str(cfg.act).split("_")[0]
@@ -67,6 +70,7 @@ if __name__ == "__main__":
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
 """
+)
 
 # Whatever a shell, a scheduler, a template or a file format might take for its own.
 VALUES = [

@@ -22,7 +22,7 @@ def make_job(**changes):
         "label_smoothing": 0.1, "crop_min_area": 0.5, "flip": False, "max_epochs": 3, "eval_offset": 1,
         "eval_period": 2, "target": 97.0, "precision": "fp32", "channels_last": False, "compile": False,
         "log_every_steps": 5, "checkpoint_every_s": None, "checkpoints_kept": 2, "resume": True,
-        "submission": Submission("resnet", "open", "me", "here", "research"),
+        "stall_timeout_s": 900.0, "submission": Submission("resnet", "open", "me", "here", "research"),
     }  # fmt: skip
     return Job(**(values | changes))
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlperf_exp.data.digits import write_digits
 from mlperf_exp.train import supervise
+from tests.train.few import few_digits
 from tests.train.test_order import make_job
 
 pytestmark = pytest.mark.timeout(900)  # several starts of PyTorch, on a machine that may be busy
@@ -20,15 +20,7 @@ pytestmark = pytest.mark.timeout(900)  # several starts of PyTorch, on a machine
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
     """80 training and 10 validation images of the digits."""
-    root = tmp_path_factory.mktemp("data")
-    digits = write_digits(root / "digits")
-    for part, count in (("train", 8), ("val", 1)):
-        for folder in sorted((digits / part).iterdir()):
-            target = root / "few" / part / folder.name
-            target.mkdir(parents=True)
-            for image in sorted(folder.iterdir())[:count]:
-                os.link(image, target / image.name)
-    return root / "few"
+    return few_digits(tmp_path_factory.mktemp("data"), train=8, val=1)
 
 
 def run(folder, data, on_look=lambda: None, **changes):
@@ -68,37 +60,31 @@ def test_two_ranks_make_the_weights_of_one_and_the_log_is_accepted(few, tmp_path
     assert "SUCCESS" in checked.stdout + checked.stderr
 
 
-def test_a_lost_rank_ends_all_and_is_named(few, tmp_path):
-    folder, killed = tmp_path / "run", []
+def failure_of(folder, few, number, **changes):
+    """What is said of an endless run of two ranks whose rank 1 gets a signal; none of them is left."""
+    hurt = []
 
-    def kill():
-        if not killed and (folder / "train/progress.jsonl").exists():
-            killed.append(next(pid for pid in ranks(folder) if rank_of(pid) == "1"))
-            os.kill(killed[0], signal.SIGKILL)
+    def send():
+        if not hurt and (folder / "train/progress.jsonl").exists():
+            hurt.append(next(pid for pid in ranks(folder) if rank_of(pid) == "1"))
+            os.kill(hurt[0], number)
 
-    _, ended = run(folder, few, kill, micro_batch=8, world=2, max_epochs=2000, eval_offset=2000, eval_period=2000)
-    assert killed
+    endless = {"max_epochs": 2000, "eval_offset": 2000, "eval_period": 2000}
+    _, ended = run(folder, few, send, micro_batch=8, world=2, **endless, **changes)
+    assert hurt
     assert ended.failure is not None
     assert ended.failure.startswith("rank 1 on ")
-    assert "SIGKILL" in ended.failure
     assert not ranks(folder)
+    return ended.failure
+
+
+def test_a_lost_rank_ends_all_and_is_named(few, tmp_path):
+    assert "SIGKILL" in failure_of(tmp_path / "run", few, signal.SIGKILL)
 
 
 def test_a_rank_that_hangs_ends_all_and_is_named(few, tmp_path):
-    folder, stopped = tmp_path / "run", []
-
-    def stop():
-        if not stopped and (folder / "train/progress.jsonl").exists():
-            stopped.append(next(pid for pid in ranks(folder) if rank_of(pid) == "1"))
-            os.kill(stopped[0], signal.SIGSTOP)
-
-    endless = {"max_epochs": 2000, "eval_offset": 2000, "eval_period": 2000}
-    _, ended = run(folder, few, stop, micro_batch=8, world=2, stall_timeout_s=60.0, **endless)
-    assert stopped
-    assert ended.failure is not None
-    assert ended.failure.startswith("rank 1 on ")
-    assert ended.failure.endswith("made no step in 60 s (scenario.stall_timeout_s) (it is stopped)")
-    assert not ranks(folder)
+    said = failure_of(tmp_path / "run", few, signal.SIGSTOP, stall_timeout_s=60.0)
+    assert said.endswith("made no step in 60 s (scenario.stall_timeout_s) (it is stopped)")
 
 
 def test_a_truncated_image_is_named(few, tmp_path):
