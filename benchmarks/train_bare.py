@@ -2,8 +2,9 @@
 
     python benchmarks/train_bare.py [--network resnet_tiny --batch 64 --steps 60 --repeats 5 --hw cpu]
 
-Random images, so that neither waits for data; runs of the two alternate, each in a process of its own. Prints JSON: the
-samples/s of each run, their medians, and the ratio (bar: at least 0.98).
+Random images, so that neither waits for data; runs of the two alternate, each in a process of its own. ``--ranks 2``
+adds the framework on so many GPUs of one host at the same batch for each. Prints JSON: the samples/s of each run,
+their medians, and the ratio (bars: 0.98 of bare; two GPUs 1.9 times one; ResNet-50 on one H200 6,800 img/s).
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ def main() -> None:
     parser.add_argument("--hw", default="cpu")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--ranks", type=int, default=1, help="GPUs of one more run of the framework")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.bare:
         print(bare(options))
@@ -37,34 +40,44 @@ def main() -> None:
     for number in range(options.repeats):
         order = ("bare", "framework") if number % 2 == 0 else ("framework", "bare")
         for name in order:
-            rates[name].append(alone(options) if name == "bare" else framework(options))
+            rates[name].append(alone(options) if name == "bare" else framework(options, 1))
+        if options.ranks > 1:
+            rates.setdefault(f"framework_{options.ranks}", []).append(framework(options, options.ranks))
+        if options.out:
+            options.out.write_text(json.dumps(rates))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     pairs = [a / b for a, b in zip(rates["framework"], rates["bare"], strict=True)]
-    print(
-        json.dumps(
-            {
-                **{key: getattr(options, key) for key in ("network", "batch", "steps", "hw")},
-                "samples_per_second": rates,
-                "medians": medians,
-                "ratio": medians["framework"] / medians["bare"],
-                "pairs": pairs,
-            }
-        )
-    )
+    report = {
+        **{key: getattr(options, key) for key in ("network", "batch", "steps", "hw")},
+        "samples_per_second": rates,
+        "medians": medians,
+        "ratio": medians["framework"] / medians["bare"],
+        "pairs": pairs,
+    }
+    if options.ranks > 1:
+        report["ranks_over_one"] = medians[f"framework_{options.ranks}"] / medians["framework"]
+    if options.out:
+        options.out.write_text(json.dumps(report))
+    print(json.dumps(report))
 
 
-def framework(options: argparse.Namespace) -> float:
+def framework(options: argparse.Namespace, ranks: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         words = [
             "model=resnet50" if options.network == "resnet50" else f"model={options.network}",
             "scenario=train", f"hw={options.hw}", "dataset=synthetic_images", "division=open", "progress=false",
-            f"scenario.steps={options.steps}", f"scenario.global_batch_size={options.batch}", "scenario.optimizer=sgd",
+            f"scenario.steps={options.steps}", f"scenario.global_batch_size={options.batch * ranks}",
+            "scenario.optimizer=sgd",
             f"backend.micro_batch={options.batch}", f"backend.log_every_steps={SKIPPED}", "tracking.enabled=false",
             "telemetry.enabled=false", f"hydra.run.dir={folder}/run",
         ]  # fmt: skip
+        if options.hw != "cpu":
+            words.append(f"hw.gpus_per_node={ranks}")
         if options.threads:
             words.append(f"backend.threads={options.threads}")
-        subprocess.run([sys.executable, "-m", "mlperf_exp", *words], check=True, capture_output=True)
+        done = subprocess.run([sys.executable, "-m", "mlperf_exp", *words], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(done.stderr[-3000:] or done.stdout[-3000:])
         result = json.loads((Path(folder) / "run" / "result.json").read_text())
     return float(result["metrics"]["train_samples_per_second"])
 

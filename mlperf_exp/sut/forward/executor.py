@@ -31,6 +31,7 @@ class Slot:
     host_in: dict[int, list[Any]] = field(default_factory=dict)  # by size
     host_out: dict[int, Any] = field(default_factory=dict)
     device_in: dict[int, list[Any]] = field(default_factory=dict)
+    targets: dict[int, Sequence[Any]] = field(default_factory=dict)  # of what is copied in
     device_out: dict[int, Any] = field(default_factory=dict)
     graphs: dict[int, Any] = field(default_factory=dict)
     copied: Any = None
@@ -92,13 +93,13 @@ class Executor:
             return
         if len(self.slots) == 1:  # nothing to overlap: one stream, fewer calls
             with torch.cuda.stream(self._compute):
-                self.program.send(samples, host_in, slot.device_in[size])
+                self.program.send(samples, host_in, slot.targets[size])
                 self._run(slot, size)
                 slot.host_out[size].copy_(slot.device_out[size], non_blocking=True)
                 slot.done.record(self._compute)
             return
         with torch.cuda.stream(self._in):
-            self.program.send(samples, host_in, slot.device_in[size])
+            self.program.send(samples, host_in, slot.targets[size])
             slot.copied.record(self._in)
         with torch.cuda.stream(self._compute):
             self._compute.wait_event(slot.copied)
@@ -164,6 +165,7 @@ class Executor:
                 slot.device_out[size] = self._there(output)
                 slot.copied, slot.computed = torch.cuda.Event(), torch.cuda.Event()
                 slot.done = torch.cuda.Event(blocking=len(self.slots) > 1)  # alone, spinning wakes up sooner
+            slot.targets[size] = self.program.targets(slot.device_in[size])
 
     def _host(self, buffer: Buffer) -> Any:
         return torch.zeros(buffer.shape, dtype=getattr(torch, buffer.dtype), pin_memory=self.cuda)
@@ -173,7 +175,9 @@ class Executor:
 
     def _forget(self, size: int) -> None:
         for slot in self.slots:
-            for arrays in (slot.host_in, slot.host_out, slot.device_in, slot.device_out, slot.graphs):
+            for arrays in (
+                slot.host_in, slot.host_out, slot.device_in, slot.targets, slot.device_out, slot.graphs,
+            ):  # fmt: skip
                 arrays.pop(size, None)
         if self.cuda:
             torch.cuda.synchronize(self.device)
@@ -199,7 +203,7 @@ class Executor:
     def _record(self, slot: Slot, size: int, samples: NDArray[np.int64]) -> None:
         self._compute.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._compute):
-            self.program.send(samples, slot.host_in[size], slot.device_in[size])
+            self.program.send(samples, slot.host_in[size], slot.targets[size])
             for _ in range(2 if slot is self.slots[0] else 1):  # compiles, and lets cuDNN choose its kernels
                 self._forward(slot, size)
         torch.cuda.synchronize(self.device)

@@ -71,10 +71,14 @@ class ImageProgram:
         places = torch.from_numpy(self._places[samples])
         torch.index_select(self._loaded, 0, places, out=buffers[0][: len(samples)])
 
-    def send(self, samples: NDArray[np.int64], buffers: Sequence[Any], device: Sequence[Any]) -> None:  # noqa: ARG002
+    def targets(self, device: Sequence[Any]) -> Sequence[Any]:
+        """The images one by one: to part them takes Python a microsecond each."""
+        return list(device[0].unbind(0))
+
+    def send(self, samples: NDArray[np.int64], buffers: Sequence[Any], targets: Sequence[Any]) -> None:  # noqa: ARG002
         """One copy an image, from where it lies pinned: to gather them first would move twice the bytes."""
         images = [self._each[place] for place in self._places[samples].tolist()]
-        torch._foreach_copy_(list(device[0][: len(images)].unbind(0)), images, non_blocking=True)
+        torch._foreach_copy_(targets[: len(images)], images, non_blocking=True)
 
     def prepare(self, device: Any) -> None:
         """Fold, fuse and move the network."""

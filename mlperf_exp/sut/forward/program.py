@@ -41,8 +41,11 @@ class Program(Protocol):
     def fill(self, samples: NDArray[np.int64], buffers: Sequence[Any]) -> None:
         """Write a batch of loaded samples into ``inputs``, which lie in the processor's memory."""
 
-    def send(self, samples: NDArray[np.int64], buffers: Sequence[Any], device: Sequence[Any]) -> None:
-        """Copy a batch to the arrays on a GPU, on the current stream; ``buffers`` are pinned, for use on the way."""
+    def targets(self, device: Sequence[Any]) -> Sequence[Any]:
+        """What ``send`` writes to, of the arrays on a GPU: asked for once for all batches."""
+
+    def send(self, samples: NDArray[np.int64], buffers: Sequence[Any], targets: Sequence[Any]) -> None:
+        """Copy a batch to ``targets``, on the current stream; ``buffers`` are pinned, for use on the way."""
 
     def prepare(self, device: Any) -> None:
         """Put the network on the device."""

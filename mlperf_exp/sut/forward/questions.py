@@ -64,10 +64,14 @@ class QuestionProgram:
         np.cumsum(lengths, out=begins[1 : len(samples) + 1])
         begins[len(samples) + 1 :] = end
 
-    def send(self, samples: NDArray[np.int64], buffers: Sequence[Any], device: Sequence[Any]) -> None:
+    def targets(self, device: Sequence[Any]) -> Sequence[Any]:
+        """The arrays themselves."""
+        return device
+
+    def send(self, samples: NDArray[np.int64], buffers: Sequence[Any], targets: Sequence[Any]) -> None:
         """Lay the sequences end to end, then copy them at once."""
         self.fill(samples, buffers)
-        for there, here in zip(device, buffers, strict=True):
+        for there, here in zip(targets, buffers, strict=True):
             there.copy_(here, non_blocking=True)
 
     def prepare(self, device: Any) -> None:
