@@ -186,7 +186,7 @@ def _test(
         log_dir=log_dir,
         loadgen=logged,
         issued=records.issued,
-        completed=len(records.finished) - len(records.errors),
+        completed=records.ended - len(records.errors),
         errors=len(records.errors),
         first_error=next(iter(records.errors.values()), None),
         wall_s=outcome.wall_s,

@@ -29,17 +29,32 @@ SHARE = 0.05
 BUSY_CORES = 0.9
 DOMINANT = 0.5  # from this share on, a missed bound is the harness's own
 _TICK_S = 0.05
+_ROOM = 1 << 16
 
 
 class Lag:
-    """How late a thread was, each time that it meant to wake up; kept by a system, read after a test."""
+    """How late a thread was, each time that it meant to wake up; kept by a system, read after a test.
+
+    It has room for 65,536 times. Where they are more, every second one is kept from then on, and again where those are
+    too many: an even share of all, and the longest.
+    """
 
     def __init__(self) -> None:
-        self._late_s = array("d")
+        self._late_s = array("d", bytes(8 * _ROOM))
+        self._kept, self._passed, self._every, self._worst_s = 0, 0, 1, 0.0
 
     def note(self, late_s: float) -> None:
         """The thread woke up so many seconds after it was due."""
-        self._late_s.append(late_s)
+        self._worst_s = max(self._worst_s, late_s)
+        self._passed += 1
+        if self._passed < self._every:
+            return
+        self._passed = 0
+        if self._kept == _ROOM:
+            self._kept, self._every = _ROOM // 2, 2 * self._every
+            self._late_s[: self._kept] = self._late_s[::2]
+        self._late_s[self._kept] = late_s
+        self._kept += 1
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Note the lag of an event loop twenty times a second from now on; call it in the loop's thread."""
@@ -53,11 +68,12 @@ class Lag:
 
     def reset(self) -> None:
         """Forget what was; a test begins."""
-        self._late_s = array("d")
+        self._kept, self._passed, self._every, self._worst_s = 0, 0, 1, 0.0
 
     def values_ms(self) -> Floats:
-        """All that was noted, in milliseconds."""
-        return np.array(self._late_s, dtype=np.float64) * 1e3
+        """What was noted, in milliseconds, the longest among it."""
+        kept = np.array(self._late_s[: self._kept], dtype=np.float64)
+        return (kept if self._every == 1 else np.append(kept, self._worst_s)) * 1e3
 
 
 @runtime_checkable

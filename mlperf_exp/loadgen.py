@@ -121,7 +121,7 @@ def run_test(
     audit_path = log_dir / "audit.config"  # named always: LoadGen would else apply a stray one in the working directory
     if audit is not None:
         write_atomic(audit_path, audit)
-    driver = _Driver(sut)
+    driver = _Driver(sut, _expected(plan, chosen))
     thread = threading.Thread(
         target=driver.start, args=(chosen, log_dir, audit_path, total_samples), name="loadgen", daemon=True
     )
@@ -142,6 +142,14 @@ def run_test(
     wall_s = time.perf_counter() - began
     cost = meter.stop({thread.name: driver.cpu_s})
     return Outcome(driver.records, wall_s, finished, failure, interrupted, cost)
+
+
+def _expected(plan: Plan, chosen: lg.TestSettings) -> int:
+    """About how many queries the test will have: what LoadGen makes for the time that it lasts, and some more."""
+    rules = plan.config.scenario
+    rate = rules.target_qps or (1e3 / rules.expected_latency_ms if rules.expected_latency_ms else 0.0)
+    least, copy = int(chosen.min_query_count), int(chosen.performance_sample_count_override)
+    return int(1.1 * max(least, rate * rules.min_duration_s)) + copy
 
 
 def _watch(
@@ -166,7 +174,7 @@ def _watch(
             if now >= next_look:
                 next_look = now + interval_s
                 on_live(driver.records.live())
-            done = len(driver.records.finished)
+            done = driver.records.ended
             if done != progress or not driver.records.outstanding:
                 progress, progress_at = done, now
             elif now - progress_at > stall_timeout_s:
@@ -185,9 +193,9 @@ def _watch(
 class _Driver:
     """LoadGen's callbacks on one side, the system's sink on the other."""
 
-    def __init__(self, sut: SystemUnderTest) -> None:
+    def __init__(self, sut: SystemUnderTest, expected: int) -> None:
         self.sut = sut
-        self.records = Records()
+        self.records = Records(expected)
         self.failure: str | None = None
         self.crashed: str | None = None
         self.closed = False  # the test was left behind: what LoadGen still issues is answered, not recorded

@@ -114,14 +114,14 @@ def window_ns(records: Records) -> tuple[int, int] | None:
     """The measured window: from the first query sent to the last answer, or the last query sent if that is later."""
     if not records.issued:
         return None
-    return records.issued_ns[0], max(max(records.completed_ns), records.issued_ns[-1])
+    return records.issued_ns[0], max(max(records.completed_ns), records.issued_ns[records.issued - 1])
 
 
 def load_phases(records: Records) -> dict[str, float]:
     """``load_s``, from the first to the last query sent, and ``drain_s``, from there to the last answer."""
     if not records.issued:
         return {}
-    first, last = records.issued_ns[0], records.issued_ns[-1]
+    first, last = records.issued_ns[0], records.issued_ns[records.issued - 1]
     end = max(max(records.completed_ns), last)
     return {"load_s": (last - first) / 1e9, "drain_s": (end - last) / 1e9}
 

@@ -1,7 +1,8 @@
 """One row a query: when it was sent, when its first token and its end came, and what it gave.
 
-The columns are plain arrays, appended to by LoadGen's thread and filled in by the system's threads; a lock is held
-once a batch, so that the cost stays below a microsecond or two a query.
+The columns are plain arrays, written by LoadGen's thread and filled in by the system's threads; a lock is held once a
+batch, so that the cost stays below a microsecond or two a query. They have their whole length from the start where it
+is known, so that a run's memory does not grow as it goes on.
 """
 
 from __future__ import annotations
@@ -67,49 +68,69 @@ class Live:
         ]
 
 
-class Records:
-    """The queries of one LoadGen test; see the module. Times are ``perf_counter_ns``; 0 means not yet."""
+_ROOM = 1024  # rows, where nothing is expected
+_MOST = 1 << 22  # rows made in advance: 235 MB
 
-    def __init__(self) -> None:
+
+class Records:
+    """The queries of one LoadGen test; see the module. Times are ``perf_counter_ns``; 0 means not yet.
+
+    ``expected`` is about how many there will be. The columns are longer than there are queries: rows from ``issued`` on
+    are zeros.
+    """
+
+    def __init__(self, expected: int = 0) -> None:
         self.started_ns = time.perf_counter_ns()
-        self.responses = array("Q")  # LoadGen's response ids
-        self.index = array("q")
-        self.issued_ns = array("q")
-        self.first_token_ns = array("q")
-        self.completed_ns = array("q")
-        self.tokens = array("q")
+        room = bytes(8 * min(max(expected, _ROOM), _MOST))
+        self.responses = array("Q", room)  # LoadGen's response ids
+        self.index = array("q", room)
+        self.issued_ns = array("q", room)
+        self.first_token_ns = array("q", room)
+        self.completed_ns = array("q", room)
+        self.tokens = array("q", room)
+        self.issued = 0
+        self.ended = 0
         self.errors: dict[int, str] = {}
         self.duplicates = 0
-        self.finished = array("q")  # rows in the order of their end
+        self._order = array("q", room)  # rows in the order of their end
         self._lock = threading.Lock()
         self._seen = 0
         self._seen_tokens = 0
         self._seen_at_ns = self.started_ns
 
     @property
-    def issued(self) -> int:
-        """Queries that LoadGen has sent."""
-        return len(self.completed_ns)
-
-    @property
     def outstanding(self) -> int:
         """Queries sent and not finished."""
-        return len(self.completed_ns) - len(self.finished)
+        return self.issued - self.ended
+
+    @property
+    def finished(self) -> array[int]:
+        """Rows in the order of their end; a copy."""
+        return self._order[: self.ended]
 
     def add(self, responses: Sequence[int], indices: Sequence[int]) -> int:
         """Append queries that are sent now; returns the first one's row."""
         now = time.perf_counter_ns()
         count = len(indices)
-        zeros = bytes(8 * count)
         with self._lock:
-            first = len(self.index)
-            self.responses.extend(responses)
-            self.index.extend(indices)
-            self.issued_ns.extend(array("q", (now,)) * count)
-            self.first_token_ns.frombytes(zeros)
-            self.tokens.frombytes(zeros)
-            self.completed_ns.frombytes(zeros)
+            first, end = self.issued, self.issued + count
+            if end > len(self.index):
+                self._extend(end)
+            if count == 1:
+                self.responses[first], self.index[first], self.issued_ns[first] = responses[0], indices[0], now
+            else:
+                self.responses[first:end] = array("Q", responses)
+                self.index[first:end] = array("q", indices)
+                self.issued_ns[first:end] = array("q", (now,)) * count
+            self.issued = end
         return first
+
+    def _extend(self, least: int) -> None:
+        """Make room for ``least`` rows and half as many again."""
+        more = bytes(8 * (least + least // 2 - len(self.index)))
+        for column in (self.responses, self.index, self.issued_ns, self.first_token_ns, self.completed_ns, self.tokens,
+                       self._order):  # fmt: skip
+            column.frombytes(more)
 
     def claim_first_tokens(self, rows: Sequence[int]) -> list[int]:
         """Stamp first tokens; returns the rows for which this is the first word of it."""
@@ -137,7 +158,8 @@ class Records:
                     self.tokens[row] = completion.generated
                 else:
                     self.errors[row] = completion.error
-                self.finished.append(row)
+                self._order[self.ended] = row
+                self.ended += 1
                 fresh.append(completion)
         return fresh
 
@@ -154,21 +176,22 @@ class Records:
             del completed
             if len(new) < len(rows):
                 self.duplicates += sum(row not in self.errors for row in rows[~fresh].tolist())
-            self.finished.frombytes(new.tobytes())
+            self._order[self.ended : self.ended + len(new)] = array("q", new.tobytes())
+            self.ended += len(new)
         return fresh
 
     def unfinished(self) -> list[int]:
         """The rows that were sent and have not ended."""
         with self._lock:
-            return [row for row, at in enumerate(self.completed_ns) if not at]
+            return [row for row, at in enumerate(self.completed_ns[: self.issued]) if not at]
 
     def live(self) -> Live:
         """The state now; the window is the time since the last call."""
         import numpy as np
 
         now = time.perf_counter_ns()
-        end = len(self.finished)
-        rows = np.array(self.finished[self._seen : end], dtype=np.int64)
+        end = self.ended
+        rows = np.array(self._order[self._seen : end], dtype=np.int64)
         if self.errors:
             rows = rows[[row not in self.errors for row in rows.tolist()]]
         window_s = max((now - self._seen_at_ns) / 1e9, 1e-9)
@@ -207,7 +230,7 @@ class Records:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        count = self.issued  # LoadGen may still append: copies, all of this length
+        count = self.issued  # LoadGen may still add to them: copies, all of this length
         issued = np.array(self.issued_ns[:count], dtype=np.int64)
         first = np.array(self.first_token_ns[:count], dtype=np.int64)
         done = np.array(self.completed_ns[:count], dtype=np.int64)

@@ -259,6 +259,26 @@ def _served(kind: Kind) -> Callable[[Attempt], None]:
     return serve
 
 
+def lost_replica(attempt: Attempt) -> None:
+    """One of two replicas on a Ray of the run's own is killed; the run goes on to its end with the other."""
+    until = "scenario.min_query_count=6000" if attempt.scenario == "offline" else "scenario.min_duration_s=20"
+    attempt.start(*LONG[attempt.scenario], "backend.replicas=2", "scenario.samples=100", until, NO_TRACKING)
+    attempt.begun()
+    attempt.hurt()
+    replicas = [process for process in attempt.family() if process.name().startswith("ray::Replica")]
+    assert len(replicas) == 2, replicas
+    replicas[0].kill()
+    attempt.end()
+
+
+def busy_gpu(attempt: Attempt) -> None:
+    """NVIDIA's library is a stand-in that tells of a GPU and of another process on it."""
+    stand_in = {"PYTHONPATH": str(Path(__file__).parent / "stand_in")}
+    attempt.hurt()
+    attempt.start(*SHORT[attempt.scenario], "hw=h100", NO_TRACKING, environment=stand_in)
+    attempt.end()
+
+
 INTERRUPTED = (130,)
 FAULTS = (
     Fault("run killed", killed_run, (-9,), (), None, scenarios=ALL),
@@ -282,6 +302,8 @@ FAULTS = (
     Fault("engine process killed", killed_engine, (1,), ("engine died",), "failed"),
     Fault("engine hangs", hanging_engine, (1,), ("no query finished in",), "failed"),
     Fault("engine out of memory", out_of_memory, (1,), ("engine died",), "failed"),
+    Fault("replica lost", lost_replica, (0,), ("was lost",), "finished"),
+    Fault("GPU busy with another process", busy_gpu, (0,), ("Another process was on",), "finished"),
     Fault("rank killed", killed_engine, (1,), ("rank 1 on ",), "failed", scenarios=("train",)),
     Fault("rank hangs", hanging_engine, (1,), ("made no step in 60 s",), "failed", scenarios=("train",)),
     Fault("rank out of memory", out_of_memory, (1,), ("rank 1 on ",), "failed", scenarios=("train",)),
