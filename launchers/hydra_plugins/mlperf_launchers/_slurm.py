@@ -150,7 +150,7 @@ class Slurm:
         """``sbatch``; see ``_cluster``."""
         script = attempt.folder / "job.sbatch"
         try:
-            write_atomic(script, self.render(attempt))
+            write_atomic(script, self.render(attempt), synced=False)  # sbatch takes a copy at once
         except OSError as error:
             raise LaunchError(f"{error.filename}: {error.strerror}") from error
         return self.sbatch("--parsable", str(script)).split(";")[0].strip()
