@@ -165,8 +165,9 @@ class Driver:
         told = self._cluster.told_by_log and note.attempt.spec.need.nodes == 1
         note.submitted_at = note.submitted_at or now()
         note.state = "queued"
+        if not self._tracks:  # else they are asked for soon, and not once for each that is submitted
+            self._ask_at = 0.0
         self._tracks[number] = Track(note, log, self._cluster.shared_files, told)
-        self._ask_at = 0.0
 
     # -- watching ------------------------------------------------------------------------------------------------------
 
