@@ -65,7 +65,7 @@ def test_a_job_on_two_hosts_and_one_stopped_behind_the_launchers_back(hosts: Ray
     [other] = addresses
     assert f"[node 1] out of ok on {other} rank 1" in done.stdout
     with sweeper.running("+act=slow,ok") as process:
-        wait_for(lambda: [job["attempts"][0]["state"] for job in sweeper.jobs()][:1] == ["running"])
+        wait_for(lambda: [one["state"] for job in sweeper.jobs()[:1] for one in job["attempts"]] == ["running"])
         name = sweeper.jobs()[0]["attempts"][0]["id"]
         hosts.on(hosts.head, "job", "stop", "--address", hosts.address, name)
         done = sweeper.ended(process)
