@@ -218,6 +218,7 @@ class Cluster(Protocol):
     shared_files: bool  # the nodes see the sweep's folder under the same path; else ``fetch`` brings results
     submits_at_once: int  # calls of ``submit`` at a time; 1 keeps the jobs' order in the system's queue
     told_by_log: bool  # one node's attempt is over once its log has handed back a result; ``remove`` takes it as it is
+    removes_later: bool  # ``remove`` only notes the attempt, with others; ``close`` waits for all of them
 
     @property
     def poll_s(self) -> float:

@@ -108,6 +108,10 @@ class Driver:
     def _take_over(self) -> None:
         """Follow the attempts that an earlier process has left, and settle the jobs that are over."""
         for entry in list(self._entries.values()):
+            over = entry.tries[:-1] if entry.status == "submitted" else entry.tries
+            if self._cluster.removes_later and not self._settings.keep:
+                for note in over:  # the earlier process may have been killed before it came to that
+                    self._cluster.remove(note.attempt)
             if entry.status == "waiting":
                 continue
             self._waiting = [(at, other) for at, other in self._waiting if other is not entry]

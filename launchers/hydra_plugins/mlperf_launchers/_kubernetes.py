@@ -40,7 +40,7 @@ class KubernetesCluster:
     """A namespace of a cluster, as a :class:`_cluster.Cluster`."""
 
     submits_at_once = 4
-    told_by_log = True
+    told_by_log = removes_later = True
 
     def __init__(self, settings: KubernetesLauncherConf) -> None:
         self.shared_files = settings.backend.shared_files

@@ -58,7 +58,7 @@ class SkypilotCluster:
 
     shared_files = False
     submits_at_once = 8
-    told_by_log = False
+    told_by_log = removes_later = False
     poll_s = 5.0
 
     def __init__(self, settings: SkypilotLauncherConf) -> None:

@@ -86,7 +86,7 @@ class Slurm:
     shared_files = True
     poll_s = 2.0  # the end of a job is seen in its own status; this is for what it cannot say itself
     submits_at_once = 1
-    told_by_log = False
+    told_by_log = removes_later = False
 
     def __init__(self, settings: SlurmLauncherConf) -> None:
         self._settings = settings
