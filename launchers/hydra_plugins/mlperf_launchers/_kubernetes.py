@@ -27,8 +27,8 @@ from hydra_plugins.mlperf_launchers._kubernetes_state import History, Look, exit
 from mlperf_exp.errors import UserError
 
 _LAST_LOG_S = 20.0
-_POLL_S, _POLL_MAX_S = 0.5, 5.0
-_POLL_SHARE = 0.05  # of the time, at most, goes into asking for states
+_POLL_S, _POLL_MAX_S = 0.5, 3.0
+_POLL_SHARE = 0.1  # of the time, at most, goes into asking for states
 
 
 def connect(settings: KubernetesLauncherConf) -> KubernetesCluster:
