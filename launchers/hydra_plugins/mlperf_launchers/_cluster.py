@@ -268,7 +268,10 @@ class Cluster(Protocol):
         """Ask for its end, as by SIGTERM; no error if it has ended. The driver watches ``states`` for the end."""
 
     def remove(self, attempt: Attempt) -> None:
-        """Remove what was created for it, which has ended or is lost; no error if it is gone. Not with ``keep``."""
+        """Remove what was created for it, which has ended or is lost; no error if it is gone. Not with ``keep``.
+
+        With ``removes_later`` it is called again, by a process that takes the sweep over, for attempts that are over.
+        """
 
     def close(self) -> None:
         """Remove what was created for all (a cluster, a queue) unless ``keep``, and let go of connections."""
