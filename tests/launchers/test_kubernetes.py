@@ -350,6 +350,18 @@ def test_a_pod_that_was_deleted_or_replaced_ends_the_attempt() -> None:
     assert not replacement(pod("first"), History())
 
 
+@pytest.mark.parametrize("later_first", [False, True])
+def test_a_pod_on_a_lost_node_is_not_hidden_by_the_one_in_its_place(later_first: bool) -> None:
+    history = History()
+    state_of(JOB, [pod("first")], history, looked())
+    gone = pod("first", metadata={"deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": 30})
+    pods = [pod("second", phase="Pending"), gone] if later_first else [gone, pod("second", phase="Pending")]
+    state = state_of(JOB, pods, copy.deepcopy(history), looked(ready=False))
+    assert (state.kind, state.reason) == (Kind.lost, "the node n1 does not answer any more")
+    state = state_of(JOB, pods, history, looked(ready=True))
+    assert (state.kind, state.reason) == (Kind.preempted, "its pod on n1 was deleted")
+
+
 @pytest.mark.parametrize(
     ("ready", "now", "kind"), [(False, 1, Kind.lost), (True, 1, Kind.running), (True, 99, Kind.lost)]
 )
