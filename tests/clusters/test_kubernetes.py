@@ -262,7 +262,7 @@ def test_a_node_that_dies_costs_an_attempt_on_another_one(sweeps: Sweeps) -> Non
 
 
 def test_an_api_server_that_is_away_for_half_a_minute_costs_nothing(sweeps: Sweeps) -> None:
-    with sweeps.running("+act=lines_450") as process:  # 45 s
+    with sweeps.running("+act=lines_600") as process:  # 60 s
         sweeps.until(lambda: "line 20\n" in sweeps.out, "some lines")
         sweeps.cluster.stop_api()
         time.sleep(30)
@@ -271,7 +271,7 @@ def test_an_api_server_that_is_away_for_half_a_minute_costs_nothing(sweeps: Swee
     assert "no answer about the jobs' states" in sweeps.out and "answers again" in sweeps.out
     host = sweeps.seen("0")["host"]
     log = (sweeps.folder / "sweep" / "0" / f"node.{host}.log").read_text().splitlines()
-    assert log == ["begin lines_450", *(f"line {i}" for i in range(450))]  # none lost, none twice
+    assert log == ["begin lines_600", *(f"line {i}" for i in range(600))]  # none lost, none twice
     assert sweeps.left() == []
 
 

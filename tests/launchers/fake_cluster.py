@@ -23,6 +23,7 @@ class FakeCluster:
 
     poll_s = 0.05
     submits_at_once = 1
+    told_by_log = removes_later = False
 
     def __init__(self, settings: RemoteLauncherConf, shared_files: bool = True, place: Path | None = None) -> None:
         self.settings, self.shared_files, self.place = settings, shared_files, place

@@ -253,6 +253,17 @@ def test_ids_are_on_disk_before_anything_is_awaited_and_another_process_takes_ov
     assert first.cluster.calls.count("submit 0") == first.cluster.calls.count("submit 2") == 1
 
 
+def test_what_an_earlier_process_may_not_have_removed_is_removed_by_the_one_that_takes_over(tmp_path: Path) -> None:
+    first = Sweep(tmp_path, ["fine", "fine"])
+    first.run()
+    second = Sweep(tmp_path, [])
+    Driver(second.cluster, second.settings, Ledger.read(tmp_path)).run()
+    assert second.cluster.calls == []
+    second.cluster.removes_later = True
+    Driver(second.cluster, second.settings, Ledger.read(tmp_path)).run()
+    assert second.cluster.calls == ["remove 0", "remove 1"]
+
+
 def test_results_come_back_without_a_shared_file_system(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sweep = Sweep(tmp_path, ["fine", "lines"], shared=False)
     outcomes = sweep.run()

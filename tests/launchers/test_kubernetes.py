@@ -8,21 +8,26 @@ from __future__ import annotations
 import copy
 import json
 import re
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
-from hydra_plugins.mlperf_launchers import _kubernetes
+from hydra_plugins.mlperf_launchers import _kubernetes, _kubernetes_removal
 from hydra_plugins.mlperf_launchers._cluster import Attempt, JobSpec, Kind, Need, State, Unreachable
+from hydra_plugins.mlperf_launchers._kubernetes_api import Api, Refused
 from hydra_plugins.mlperf_launchers._kubernetes_config import KubernetesBackend, KubernetesLauncherConf, Volume
 from hydra_plugins.mlperf_launchers._kubernetes_log import Follower
 from hydra_plugins.mlperf_launchers._kubernetes_manifest import manifests
 from hydra_plugins.mlperf_launchers._kubernetes_overlay import merged
 from hydra_plugins.mlperf_launchers._kubernetes_preflight import check_settings
+from hydra_plugins.mlperf_launchers._kubernetes_removal import Remover
 from hydra_plugins.mlperf_launchers._kubernetes_room import check_nodes, check_quota, number
 from hydra_plugins.mlperf_launchers._kubernetes_state import History, Look, replacement, state_of
 
@@ -345,6 +350,18 @@ def test_a_pod_that_was_deleted_or_replaced_ends_the_attempt() -> None:
     assert not replacement(pod("first"), History())
 
 
+@pytest.mark.parametrize("later_first", [False, True])
+def test_a_pod_on_a_lost_node_is_not_hidden_by_the_one_in_its_place(later_first: bool) -> None:
+    history = History()
+    state_of(JOB, [pod("first")], history, looked())
+    gone = pod("first", metadata={"deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": 30})
+    pods = [pod("second", phase="Pending"), gone] if later_first else [gone, pod("second", phase="Pending")]
+    state = state_of(JOB, pods, copy.deepcopy(history), looked(ready=False))
+    assert (state.kind, state.reason) == (Kind.lost, "the node n1 does not answer any more")
+    state = state_of(JOB, pods, history, looked(ready=True))
+    assert (state.kind, state.reason) == (Kind.preempted, "its pod on n1 was deleted")
+
+
 @pytest.mark.parametrize(
     ("ready", "now", "kind"), [(False, 1, Kind.lost), (True, 1, Kind.running), (True, 99, Kind.lost)]
 )
@@ -418,3 +435,109 @@ def test_a_log_is_whole_and_without_doubles_over_broken_connections() -> None:
     follower.finish(5)
     assert log.data.decode().splitlines() == [f"line {i}" for i in range(len(lines))]
     assert opened[0] == (None, True) and all(since and since > 0 for since, _ in opened[1:])
+
+
+def test_a_log_that_says_it_is_whole_is_not_asked_for_more() -> None:
+    lines = [f"2026-11-24T23:50:1{i}.000000000Z line {i}\n".encode() for i in range(5)]
+    opened: list[bool] = []
+
+    def reopen(since: int | None, follow: bool) -> Response:
+        opened.append(follow)
+        return Response(b"".join(lines), breaks=False)
+
+    log = Kept()
+    follower = Follower("n1", log, reopen, lambda: False, lambda: b"line 2" in log.data)
+    follower.finish(5)
+    assert log.data.decode().splitlines() == ["line 0", "line 1", "line 2"]
+    assert opened == [True]
+
+
+class Server:
+    """Stands for the API: what was asked, and no collections where the account may not delete them."""
+
+    def __init__(self, collections: bool, pods: Sequence[str] = ()) -> None:
+        self.collections, self.pods, self.asked = collections, list(pods), list[str]()
+
+    def ask(self, method: str, path: str, body: Any = None, **query: str) -> Any:
+        self.asked.append(f"{method} {path.removeprefix('/api/v1/').removeprefix('/apis/batch/v1/')}")
+        if method == "GET":
+            return {"items": [{"metadata": {"name": name}} for name in self.pods]}
+        if query:
+            if not self.collections:
+                raise Refused(403, "may not deletecollection")
+            self.pods = []
+        elif path.rpartition("/")[2] in self.pods:
+            self.pods.remove(path.rpartition("/")[2])
+        else:
+            raise Refused(404, "not found")
+        return {}
+
+
+def test_attempts_are_removed_together_and_one_by_one_where_the_role_allows_no_more() -> None:
+    spec = JobSpec(0, (), (), Path("/sweep/0"))
+    attempts = [Attempt(spec, i, f"u{i}") for i in (1, 2)]
+    server = Server(True, ["p1", "p2"])
+    _kubernetes_removal.remove(server, "team", attempts)  # type: ignore[arg-type]
+    assert server.asked == [
+        "DELETE namespaces/team/jobs", "DELETE namespaces/team/pods", "DELETE namespaces/team/configmaps",
+        "GET namespaces/team/pods",
+    ]  # fmt: skip
+    server = Server(False, ["p1", "p2"])
+    _kubernetes_removal.remove(server, "team", attempts)  # type: ignore[arg-type]
+    assert [asked for asked in server.asked if asked.count("/") == 3] == [
+        "DELETE namespaces/team/jobs/u1", "DELETE namespaces/team/jobs/u2",
+        "DELETE namespaces/team/pods/p1", "DELETE namespaces/team/pods/p2",
+        "DELETE namespaces/team/configmaps/u1", "DELETE namespaces/team/configmaps/u2",
+    ]  # fmt: skip
+
+
+def test_what_ends_while_others_run_is_removed_and_a_failure_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    spec = JobSpec(0, (), (), Path("/sweep/0"))
+    taken: list[str] = []
+    first = threading.Event()
+
+    def remove(attempts: Sequence[Attempt]) -> None:
+        taken.extend(attempt.uid for attempt in attempts)
+        if taken[-1] == "last":
+            raise Unreachable("no route")
+        first.set()
+
+    remover = Remover(remove)
+    remover.add(Attempt(spec, 1, "a"))
+    remover.add(Attempt(spec, 1, "b"))
+    assert first.wait(10)
+    assert taken == ["a", "b"]
+    remover.add(Attempt(spec, 1, "last"))
+    remover.close()
+    assert taken[2:] == ["last"] * 3
+    assert "these Jobs could not be removed: last: no route" in capfd.readouterr().err
+    Remover(remove).close()  # nothing was there
+
+
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: c
+clusters: [{name: c, cluster: {server: "http://127.0.0.1:9"}}]
+users: [{name: u, user: {token: secret-token}}]
+contexts: [{name: c, context: {cluster: c, user: u}}]
+"""
+
+
+def test_the_client_logs_in_and_its_generated_classes_stay_out(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(KUBECONFIG)
+    code = (
+        "import sys\n"
+        "from hydra_plugins.mlperf_launchers._kubernetes_api import Api, core\n"
+        "from hydra_plugins.mlperf_launchers._kubernetes_config import KubernetesBackend\n"
+        f"api = Api(KubernetesBackend(kubeconfig={str(tmp_path / 'config')!r}))\n"
+        "print(api._login(), core('a b', 'pods', 'x/y'))\n"
+        "print(len([name for name in sys.modules if name.startswith('kubernetes.client.models.v1')]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "{'authorization': 'Bearer secret-token'} /api/v1/namespaces/a%20b/pods/x%2Fy", "0",
+    ]  # fmt: skip
+    api = Api(KubernetesBackend(kubeconfig=str(tmp_path / "config")))
+    with pytest.raises(Unreachable, match=r"http://127\.0\.0\.1:9: "):
+        api.ask("GET", "/version")

@@ -17,7 +17,8 @@
     slurm.py        each job a job of Slurm                        -> _slurm.py, _slurm_preflight.py, _slurm_config.py
     kubernetes.py   each job a Job of Kubernetes                   -> _kubernetes.py
     _kubernetes_*   its keys (config), manifests (manifest, gke for GPUDirect-TCPX, overlay for the user's patch), what
-                    its objects say (state), logs (log), checks beforehand (preflight, room), the API client (api)
+                    its objects say (state), logs (log), checks beforehand (preflight, room), their end (removal), the
+                    API itself (api)
 
     optuna_sweeper.py   a search over a sweep's settings       -> _optuna.py
     _optuna_*       its keys (config), what it draws from (space), what it makes of a run (outcome), its trials (study)

@@ -200,6 +200,10 @@ class LaunchError(Exception):
 class Log(Protocol):
     """Where a cluster passes on what an attempt printed. It may be called from any thread."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether the first node has handed back all files by it, after which that node prints nothing."""
+
     def write(self, node: str, data: bytes) -> None:
         """``data`` as it came, in order for each node; need not end at a line's end."""
 
@@ -212,8 +216,13 @@ class Cluster(Protocol):
     """
 
     shared_files: bool  # the nodes see the sweep's folder under the same path; else ``fetch`` brings results
-    poll_s: float  # seconds between two calls of ``states``
     submits_at_once: int  # calls of ``submit`` at a time; 1 keeps the jobs' order in the system's queue
+    told_by_log: bool  # one node's attempt is over once its log has handed back a result; ``remove`` takes it as it is
+    removes_later: bool  # ``remove`` only notes the attempt, with others; ``close`` waits for all of them
+
+    @property
+    def poll_s(self) -> float:
+        """Seconds between two calls of ``states``."""
 
     def preflight(self, jobs: Sequence[JobSpec]) -> None:
         """Look, before anything is queued, whether all jobs can run: GPUs, image, paths, secrets, quota, limits.
@@ -259,7 +268,10 @@ class Cluster(Protocol):
         """Ask for its end, as by SIGTERM; no error if it has ended. The driver watches ``states`` for the end."""
 
     def remove(self, attempt: Attempt) -> None:
-        """Remove what was created for it, which has ended or is lost; no error if it is gone. Not with ``keep``."""
+        """Remove what was created for it, which has ended or is lost; no error if it is gone. Not with ``keep``.
+
+        With ``removes_later`` it is called again, by a process that takes the sweep over, for attempts that are over.
+        """
 
     def close(self) -> None:
         """Remove what was created for all (a cluster, a queue) unless ``keep``, and let go of connections."""

@@ -1,7 +1,8 @@
 """Drives the jobs of a sweep on other machines: submits, watches, retries, ends, fetches, cleans up.
 
 One loop looks at everything a few times a second and never waits for anything: what a system may take long for runs in
-threads. So a signal is heeded at once, and one job that hangs holds up no other.
+threads. So a signal is heeded at once, and one job that hangs holds up no other. With many jobs it looks less often at
+those of which there is no news: it may share its processor with them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from mlperf_exp import signals
 from mlperf_exp.errors import ExperimentError, Interrupted, InvalidResult, RunFailed, UserError
 
 _TICK_S = 0.1
+_LOOK_S, _SAVE_S = 0.005, 0.01  # a job: how much longer until all are looked at, or written down, again
+_SAVE_MAX_S = 2.0
 _SAME_KEY_S = 0.5  # two SIGINTs closer than this are one key press that arrived by two ways
 _BACKOFF_S = (1.0, 5.0, 15.0, 30.0)
 
@@ -63,7 +66,7 @@ class Driver:
         self._signals: list[tuple[float, int]] = []
         self._woken = threading.Event()
         self._asked: Future[Mapping[str, State]] | None = None
-        self._ask_at = 0.0
+        self._ask_at = self._look_at = self._save_at = 0.0
         self._silent_since: float | None = None
         self._give_up = False
         self._saved: object = None
@@ -90,15 +93,25 @@ class Driver:
         self._submit(moment)
         self._submitted(moment)
         self._ask(moment)
+        look = moment >= self._look_at
+        if look:
+            self._look_at = moment + max(_TICK_S, _LOOK_S * len(self._tracks))
         for number, track in list(self._tracks.items()):
-            self._follow(number, track, moment)
-        self._save()  # what the system, or the jobs' own files, can tell again
+            if look or track.has_news():
+                self._follow(number, track, moment)
+        if moment >= self._save_at:  # what the system, or the jobs' own files, can tell again
+            self._save_at = moment + min(_SAVE_MAX_S, _SAVE_S * len(self._entries))
+            self._save()
 
     # -- submitting ----------------------------------------------------------------------------------------------------
 
     def _take_over(self) -> None:
         """Follow the attempts that an earlier process has left, and settle the jobs that are over."""
         for entry in list(self._entries.values()):
+            over = entry.tries[:-1] if entry.status == "submitted" else entry.tries
+            if self._cluster.removes_later and not self._settings.keep:
+                for note in over:  # the earlier process may have been killed before it came to that
+                    self._cluster.remove(note.attempt)
             if entry.status == "waiting":
                 continue
             self._waiting = [(at, other) for at, other in self._waiting if other is not entry]
@@ -150,20 +163,22 @@ class Driver:
 
     def _track(self, number: int, note: Try) -> None:
         folder = note.attempt.folder
-        receiver = Receiver(note.attempt.uid, folder)
+        receiver = Receiver(note.attempt.uid, folder, self._woken.set)
         keeps = None if self._cluster.shared_files else folder
         log = JobLog(note.attempt.name, keeps, self._settings.stream_logs, receiver)
+        told = self._cluster.told_by_log and note.attempt.spec.need.nodes == 1
         note.submitted_at = note.submitted_at or now()
         note.state = "queued"
-        self._tracks[number] = Track(note, log, self._cluster.shared_files)
-        self._ask_at = 0.0
+        if not self._tracks:  # else they are asked for soon, and not once for each that is submitted
+            self._ask_at = 0.0
+        self._tracks[number] = Track(note, log, self._cluster.shared_files, told)
 
     # -- watching ------------------------------------------------------------------------------------------------------
 
     def _ask(self, moment: float) -> None:
         if self._asked is not None and self._asked.done():
             self._answered(self._asked, moment)
-            self._asked, self._ask_at = None, moment + self._cluster.poll_s
+            self._asked, self._ask_at, self._look_at = None, moment + self._cluster.poll_s, 0.0
         asked_for = [track.attempt for track in self._tracks.values() if track.closing is None]
         if self._asked is None and asked_for and moment >= self._ask_at:
             self._asked = self._pool.submit(self._cluster.states, asked_for)

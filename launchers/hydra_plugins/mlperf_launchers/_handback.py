@@ -17,7 +17,7 @@ import io
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hydra_plugins.mlperf_launchers._files import RETURN, STATUS
@@ -63,10 +63,16 @@ def _lines(uid: str, part: str, data: bytes) -> Iterator[bytes]:
 
 
 class Receiver:
-    """Puts the files of one attempt together from its log's lines, whatever stands between them."""
+    """Puts the files of one attempt together from its log's lines, whatever stands between them.
 
-    def __init__(self, uid: str, folder: Path) -> None:
-        self._uid, self._folder = uid.encode(), folder
+    Args:
+        uid: the attempt's.
+        folder: where the files go.
+        on_complete: called, in the thread that passes on the log, once all are there.
+    """
+
+    def __init__(self, uid: str, folder: Path, on_complete: Callable[[], None] = lambda: None) -> None:
+        self._uid, self._folder, self._on_complete = uid.encode(), folder, on_complete
         self._parts: dict[str, dict[int, bytes]] = {}
         self._sizes: dict[str, int] = {}
         self.unpacked: set[str] = set()
@@ -88,6 +94,11 @@ class Receiver:
                     self._unpack(part)
         return True
 
+    @property
+    def complete(self) -> bool:
+        """Whether all has come: the node prints nothing behind it."""
+        return {"first", "rest"} <= self.unpacked
+
     def problem(self) -> str | None:
         """What is missing, in one line; None where all came, or nothing was begun."""
         torn = {part: size - len(self._parts[part]) for part, size in self._sizes.items() if part not in self.unpacked}
@@ -100,3 +111,5 @@ class Receiver:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:xz") as archive:
             archive.extractall(self._folder, filter="data")
         self.unpacked.add(part)
+        if self.complete:
+            self._on_complete()

@@ -15,18 +15,20 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from hydra_plugins.mlperf_launchers import _kubernetes_preflight
+from hydra_plugins.mlperf_launchers import _kubernetes_preflight, _kubernetes_removal
 from hydra_plugins.mlperf_launchers._cluster import Attempt, JobSpec, LaunchError, Log, State, Unreachable
-from hydra_plugins.mlperf_launchers._kubernetes_api import Api, Refused, namespace_of
+from hydra_plugins.mlperf_launchers._kubernetes_api import Api, Refused, batch, core, namespace_of
 from hydra_plugins.mlperf_launchers._kubernetes_config import KubernetesLauncherConf
 from hydra_plugins.mlperf_launchers._kubernetes_log import Follower
 from hydra_plugins.mlperf_launchers._kubernetes_manifest import CONTAINER, UID, manifests
+from hydra_plugins.mlperf_launchers._kubernetes_removal import Remover, selector
 from hydra_plugins.mlperf_launchers._kubernetes_state import History, Look, exit_code, replacement, started, state_of
 
 from mlperf_exp.errors import UserError
 
 _LAST_LOG_S = 20.0
-_FORCE_S = 5.0  # pods that are still there so long after their Job was removed are on nodes that do not answer
+_POLL_S, _POLL_MAX_S = 0.5, 3.0
+_POLL_SHARE = 0.1  # of the time, at most, goes into asking for states
 
 
 def connect(settings: KubernetesLauncherConf) -> KubernetesCluster:
@@ -37,8 +39,8 @@ def connect(settings: KubernetesLauncherConf) -> KubernetesCluster:
 class KubernetesCluster:
     """A namespace of a cluster, as a :class:`_cluster.Cluster`."""
 
-    poll_s = 0.5
     submits_at_once = 4
+    told_by_log = removes_later = True
 
     def __init__(self, settings: KubernetesLauncherConf) -> None:
         self.shared_files = settings.backend.shared_files
@@ -50,6 +52,14 @@ class KubernetesCluster:
         self._pods: dict[str, list[Mapping[str, Any]]] = {}
         self._followers: dict[tuple[str, str], Follower] = {}
         self._ready: dict[str, tuple[float, bool | None]] = {}
+        self._asked_s = 0.0  # what the last question for states took
+        self._remover = Remover(lambda attempts: _kubernetes_removal.remove(self._api, self._name, attempts))
+        self._paths = {
+            "ConfigMap": core(self._name, "configmaps"),
+            "Service": core(self._name, "services"),
+            "Job": batch(self._name, "jobs"),
+            "Pod": core(self._name, "pods"),
+        }
 
     @property
     def _api(self) -> Api:
@@ -61,6 +71,11 @@ class KubernetesCluster:
     @property
     def _name(self) -> str:
         return self._namespace or "default"
+
+    @property
+    def poll_s(self) -> float:
+        """Seldomer where answers are long: the server and this side have many jobs' objects to write and to read."""
+        return min(_POLL_MAX_S, max(_POLL_S, self._asked_s / _POLL_SHARE))
 
     def preflight(self, jobs: Sequence[JobSpec]) -> None:
         """See :mod:`_kubernetes_preflight`."""
@@ -77,20 +92,15 @@ class KubernetesCluster:
         """Create the objects; those that are there already, by an earlier try of the same attempt, stay."""
         api = self._api
         created: dict[str, Mapping[str, Any]] = {}
-        makers = {
-            "ConfigMap": (api.core.create_namespaced_config_map, api.core.read_namespaced_config_map),
-            "Service": (api.core.create_namespaced_service, api.core.read_namespaced_service),
-            "Job": (api.batch.create_namespaced_job, api.batch.read_namespaced_job),
-        }
         try:
             for each in manifests(attempt, self._settings, self._namespace):
-                create, read = makers[each["kind"]]
+                path = self._paths[each["kind"]]
                 try:
-                    created[each["kind"]] = api.ask(create, self._name, each)
+                    created[each["kind"]] = api.ask("POST", path, each)
                 except Refused as error:
                     if error.status != 409:
                         raise
-                    created[each["kind"]] = api.ask(read, attempt.uid, self._name)
+                    created[each["kind"]] = api.ask("GET", f"{path}/{attempt.uid}")
         except Refused as error:
             with contextlib.suppress(Unreachable, Refused):
                 self.remove(attempt)
@@ -109,14 +119,13 @@ class KubernetesCluster:
         owner = {"apiVersion": "batch/v1", "kind": "Job", "name": attempt.uid, "uid": job["metadata"]["uid"]}
         patch = {"metadata": {"ownerReferences": [owner]}}
         with contextlib.suppress(Refused, Unreachable):  # else the launcher removes them itself
-            self._api.ask(self._api.core.patch_namespaced_config_map, attempt.uid, self._name, patch)
-            if has_service:
-                self._api.ask(self._api.core.patch_namespaced_service, attempt.uid, self._name, patch)
+            for kind in ("ConfigMap", "Service") if has_service else ("ConfigMap",):
+                self._api.ask("PATCH", f"{self._paths[kind]}/{attempt.uid}", patch)
 
     def find(self, attempt: Attempt) -> str | None:
         """The Job, if it is there."""
         try:
-            self._api.ask(self._api.batch.read_namespaced_job, attempt.uid, self._name)
+            self._api.ask("GET", f"{self._paths['Job']}/{attempt.uid}")
         except Refused as error:
             if error.status == 404:
                 return None
@@ -126,12 +135,13 @@ class KubernetesCluster:
     def states(self, attempts: Sequence[Attempt]) -> Mapping[str, State]:
         """The states of all, by two lists."""
         api = self._api
-        selector = f"{UID} in ({','.join(attempt.uid for attempt in attempts)})"
+        wanted, began = selector(attempts), _now()
         try:
-            jobs = api.ask(api.batch.list_namespaced_job, self._name, label_selector=selector)["items"]
-            pods = api.ask(api.core.list_namespaced_pod, self._name, label_selector=selector)["items"]
+            jobs = api.ask("GET", self._paths["Job"], labelSelector=wanted)["items"]
+            pods = api.ask("GET", self._paths["Pod"], labelSelector=wanted)["items"]
         except Refused as error:
             raise Unreachable(str(error)) from None
+        self._asked_s = _now() - began
         found: dict[str, State] = {}
         for attempt in attempts:
             uid = attempt.uid
@@ -147,7 +157,7 @@ class KubernetesCluster:
         asked, ready = self._ready.get(name, (0.0, None))
         if _now() - asked > 2.0:
             try:
-                node = self._api.ask(self._api.core.read_node, name)
+                node = self._api.ask("GET", f"/api/v1/nodes/{name}")
                 conditions = node.get("status", {}).get("conditions") or []
                 ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
             except Refused as error:
@@ -158,9 +168,9 @@ class KubernetesCluster:
     def _events(self, job: Mapping[str, Any] | None) -> str:
         if job is None:
             return ""
-        selector = f"involvedObject.uid={job['metadata']['uid']},type=Warning"
+        chosen = f"involvedObject.uid={job['metadata']['uid']},type=Warning"
         with contextlib.suppress(Refused, Unreachable):
-            found = self._api.ask(self._api.core.list_namespaced_event, self._name, field_selector=selector)["items"]
+            found = self._api.ask("GET", core(self._name, "events"), fieldSelector=chosen)["items"]
             if found:
                 last = max(found, key=lambda event: event.get("lastTimestamp") or "")
                 return f"{last.get('reason')}: {last.get('message')}"
@@ -189,61 +199,28 @@ class KubernetesCluster:
             now = next((p for p in self._pods.get(attempt.uid, []) if p["metadata"]["uid"] == uid), None)
             return now is None or exit_code(now) is not None
 
-        return Follower(str(pod["spec"].get("nodeName") or name), log, opened, over)
+        def whole() -> bool:
+            return attempt.spec.need.nodes == 1 and log.complete
+
+        return Follower(str(pod["spec"].get("nodeName") or name), log, opened, over, whole)
 
     def fetch(self, attempt: Attempt) -> None:
         """Nothing: results come by the log, or are on a shared file system."""
 
     def cancel(self, attempt: Attempt) -> None:
         """Delete the Job and its pods, each with its grace period; what they still print is followed to the end."""
-        self._delete(attempt, pods_grace_s=None)
+        _kubernetes_removal.end(self._api, self._name, [attempt])
 
     def remove(self, attempt: Attempt) -> None:
-        """Delete everything of the attempt; pods on nodes that do not answer too."""
-        self._delete(attempt, pods_grace_s=None)
-        core = self._api.core
-        for delete in (core.delete_namespaced_config_map, core.delete_namespaced_service):
-            if delete == core.delete_namespaced_service and attempt.spec.need.nodes == 1:
-                continue
-            self._gone(delete, attempt.uid)
-        selector, until = f"{UID}={attempt.uid}", _now() + _FORCE_S
-        while self._listed(selector):
-            if _now() > until:
-                self._delete(attempt, pods_grace_s=0)
-                break
-            time.sleep(0.3)
+        """Delete everything of the attempt soon, with that of others; :meth:`close` waits for it."""
+        self._remover.add(attempt)
         self._pods.pop(attempt.uid, None)
         for key in [key for key in self._followers if key[0] == attempt.uid]:
             del self._followers[key]
 
-    def _listed(self, selector: str) -> list[Any]:
-        try:
-            found: list[Any] = self._api.ask(self._api.core.list_namespaced_pod, self._name, label_selector=selector)[
-                "items"
-            ]
-        except Refused:
-            return []
-        return found
-
-    def _delete(self, attempt: Attempt, pods_grace_s: int | None) -> None:
-        api = self._api
-        self._gone(api.batch.delete_namespaced_job, attempt.uid, propagation_policy="Background")
-        for pod in self._listed(f"{UID}={attempt.uid}"):
-            # One that has ended needs no kubelet's help, and no time.
-            ended = pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
-            grace_s = 0 if ended else pods_grace_s
-            more = {} if grace_s is None else {"grace_period_seconds": grace_s}
-            self._gone(api.core.delete_namespaced_pod, pod["metadata"]["name"], **more)
-
-    def _gone(self, delete: Any, name: str, **more: Any) -> None:
-        try:
-            self._api.ask(delete, name, self._name, **more)
-        except Refused as error:
-            if error.status != 404:
-                raise
-
     def close(self) -> None:
-        """Nothing was created for all jobs."""
+        """Wait until what was to be removed is gone."""
+        self._remover.close()
 
 
 def _now() -> float:

@@ -1,21 +1,31 @@
-"""The API server as this launcher speaks to it: the official client, its answers as plain JSON, its faults as ours."""
+"""The API server as this launcher speaks to it: paths and plain JSON, its faults as ours.
+
+The official client reads the kubeconfig, knows how to log in (tokens, certificates, plugins, a pod's account) and makes
+the transport. Its generated classes stay out: they import a thousand models, a second of a processor's time, and turn
+every answer into objects of which nothing is wanted.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
 
 from hydra_plugins.mlperf_launchers._cluster import Unreachable
 from hydra_plugins.mlperf_launchers._kubernetes_config import KubernetesBackend
 
 from mlperf_exp.errors import UserError, missing_extra
 
+if TYPE_CHECKING:
+    import urllib3
+
 _TIMEOUT_S = (5.0, 25.0)  # to connect, to answer
 _READ_S = 120.0  # a log that says nothing for so long is opened again
+_CONNECTIONS = 64  # kept open for further questions
 _KEY = "hydra.launcher.backend"
 
 
@@ -52,60 +62,108 @@ class Api:
                 f"no way to the cluster: {error}",
                 f"Give the file, or set KUBECONFIG, and see {_KEY}.context",
             ) from None
-        configuration.connection_pool_maxsize = 64
-        configuration.retries = False
-        if not configuration.verify_ssl:
-            import urllib3
-
-            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         self.host = str(configuration.host)
-        api = client.ApiClient(configuration)
-        self.core, self.batch = client.CoreV1Api(api), client.BatchV1Api(api)
-        self.auth, self.custom = client.AuthorizationV1Api(api), client.CustomObjectsApi(api)
-        self.version_api, self.scheduling = client.VersionApi(api), client.SchedulingV1Api(api)
-        self._exception: type[Any] = client.ApiException
+        self._configuration, self._pool = configuration, _transport(configuration)
 
-    def ask(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The answer to a call of the client's, as JSON.
+    def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None, **query: str) -> Any:
+        """The answer as JSON.
+
+        Args:
+            method: HTTP's; the body of a ``PATCH`` is laid over the object (RFC 7386).
+            path: see :func:`core` and :func:`batch`.
+            body: an object, or options of ``DELETE``.
+            query: parameters under the API's own names.
 
         Raises:
             Refused: the server says no.
             Unreachable: it does not answer, or cannot now.
         """
-        response = self._call(call, *args, **kwargs, _preload_content=False, _request_timeout=_TIMEOUT_S)
+        response = self._request(method, path, body, query, _TIMEOUT_S)
         try:
             return json.loads(response.data)
         except ValueError as error:
             raise Unreachable(f"{self.host} answers with something else than JSON") from error
 
-    def open_log(self, namespace: str, pod: str, container: str, since: int | None, follow: bool) -> Any:
+    def open_log(self, namespace: str, pod: str, container: str, since_s: int | None, follow: bool) -> Any:
         """A container's log as a response to read from, each line with its time."""
-        more = {} if since is None else {"since_seconds": since}
-        return self._call(
-            self.core.read_namespaced_pod_log,
-            pod,
-            namespace,
-            container=container,
-            follow=follow,
-            timestamps=True,
-            **more,
-            _preload_content=False,
-            _request_timeout=(_TIMEOUT_S[0], _READ_S),
-        )
+        query = {"container": container, "follow": str(follow).lower(), "timestamps": "true"}
+        if since_s is not None:
+            query["sinceSeconds"] = str(since_s)
+        return self._request("GET", core(namespace, "pods", pod, "log"), None, query, (_TIMEOUT_S[0], _READ_S))
 
-    def _call(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _request(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        query: Mapping[str, str],
+        timeout_s: tuple[float, float],
+    ) -> urllib3.BaseHTTPResponse:
         import urllib3
 
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
         try:
-            return call(*args, **kwargs)
-        except self._exception as error:
-            status = int(error.status or 0)
-            if status == 0 or status == 429 or status >= 500:
-                raise Unreachable(f"{self.host}: {status} {error.reason}") from None
-            raise Refused(status, _message(error)) from None
+            response = self._pool.request(
+                method,
+                f"{self.host}{path}{'?' if query else ''}{urlencode(query)}",
+                body=None if body is None else json.dumps(body).encode(),
+                headers={"Accept": "application/json, */*", "Content-Type": kind, **self._login()},
+                timeout=urllib3.Timeout(connect=timeout_s[0], read=timeout_s[1]),
+                retries=False,
+                preload_content=False,
+            )
+            if 200 <= response.status < 300:
+                return response
+            text = _message(response.data) or str(response.reason)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             cause = getattr(error, "reason", None) or error
             raise Unreachable(f"{self.host}: {' '.join(str(cause).split())}") from None
+        if response.status == 429 or response.status >= 500:
+            raise Unreachable(f"{self.host}: {response.status} {response.reason}")
+        raise Refused(response.status, text)
+
+    def _login(self) -> dict[str, str]:
+        """The headers that say who asks; the client renews a token that has run out."""
+        settings = self._configuration.auth_settings().values()
+        return {one["key"]: one["value"] for one in settings if one["in"] == "header" and one["value"]}
+
+
+def core(namespace: str, *names: str) -> str:
+    """The path of a resource in a namespace, as ``core("team", "pods", "x", "log")``."""
+    return _path("/api/v1", namespace, names)
+
+
+def batch(namespace: str, *names: str) -> str:
+    """The same for Jobs: ``batch("team", "jobs")``."""
+    return _path("/apis/batch/v1", namespace, names)
+
+
+def _path(group: str, namespace: str, names: tuple[str, ...]) -> str:
+    return "/".join([group, "namespaces", *(quote(name, safe="") for name in (namespace, *names))])
+
+
+def _transport(configuration: Any) -> urllib3.PoolManager:
+    """The client's own, with its proxies; certificates are read once, and not again for each connection."""
+    import urllib3
+    from kubernetes.client.rest import RESTClientObject
+    from urllib3.util.ssl_ import create_urllib3_context
+
+    configuration.connection_pool_maxsize = _CONNECTIONS
+    manager: urllib3.PoolManager = RESTClientObject(configuration).pool_manager
+    settings: dict[str, Any] = manager.connection_pool_kw
+    context = create_urllib3_context(cert_reqs=settings["cert_reqs"])
+    authorities, data = settings.pop("ca_certs", None), settings.pop("ca_cert_data", None)
+    if not configuration.verify_ssl:
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+    elif authorities or data:
+        context.load_verify_locations(authorities, cadata=data)
+    else:
+        context.load_default_certs()
+    certificate, key = settings.pop("cert_file", None), settings.pop("key_file", None)
+    if certificate:
+        context.load_cert_chain(certificate, key)
+    settings["ssl_context"] = context
+    return manager
 
 
 def namespace_of(backend: KubernetesBackend) -> str | None:
@@ -131,9 +189,9 @@ def _kubeconfig(backend: KubernetesBackend) -> Path:
     return Path(named or "~/.kube/config").expanduser()
 
 
-def _message(error: Any) -> str:
+def _message(body: bytes) -> str:
     """The server's own words, out of the Status object that it answers with."""
-    body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else str(error.body or "")
+    text = body.decode(errors="replace")
     with contextlib.suppress(ValueError, AttributeError):
-        body = str(json.loads(body).get("message") or body)
-    return " ".join(body.split()) or str(error.reason)
+        text = str(json.loads(text).get("message") or text)
+    return " ".join(text.split())

@@ -30,10 +30,13 @@ class Follower:
         log: where they go.
         opened: opens the log; raises where that cannot be done now.
         over: whether the container has ended (asked when a connection ends).
+        whole: whether what came so far says of itself that nothing follows.
     """
 
-    def __init__(self, node: str, log: Log, opened: Open, over: Callable[[], bool]) -> None:
-        self._node, self._log, self._open, self._over = node, log, opened, over
+    def __init__(
+        self, node: str, log: Log, opened: Open, over: Callable[[], bool], whole: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._node, self._log, self._open, self._over, self._whole = node, log, opened, over, whole
         self._last = ""  # the last stamp that was passed on
         self._same = 0  # how many lines had it
         self._response: Any = None
@@ -59,7 +62,7 @@ class Follower:
                 if over and self._over():
                     return
                 continue
-            if over:
+            if over or self._whole():
                 return
             time.sleep(0.2)
 
@@ -80,6 +83,8 @@ class Follower:
                 self._same = self._same + 1 if told == self._last else 1
                 self._last = told
                 self._log.write(self._node, text)
+                if self._whole():
+                    return
         finally:
             with contextlib.suppress(Exception):
                 self._response.close()

@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 from hydra_plugins.mlperf_launchers._cluster import JobSpec
-from hydra_plugins.mlperf_launchers._kubernetes_api import Api, Refused
+from hydra_plugins.mlperf_launchers._kubernetes_api import Api, Refused, core
 from hydra_plugins.mlperf_launchers._kubernetes_config import KubernetesLauncherConf
 from hydra_plugins.mlperf_launchers._kubernetes_room import check_nodes, check_quota
 
@@ -19,6 +20,7 @@ from mlperf_exp.errors import UserError
 from mlperf_exp.network import TCPX
 
 _KEY = "hydra.launcher.backend"
+_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _INDEXED = (1, 22)  # Indexed Jobs are on from here
 _SIDECARS = (1, 29)
 
@@ -40,10 +42,10 @@ def check(api: Api, namespace: str, settings: KubernetesLauncherConf, jobs: Sequ
     _objects(api, namespace, settings)
     if backend.queue is not None:
         _queue(api, namespace, backend.queue)
-    quotas = _answer(lambda: api.ask(api.core.list_namespaced_resource_quota, namespace)["items"])
+    quotas = _answer(lambda: api.ask("GET", core(namespace, "resourcequotas"))["items"])
     check_quota(namespace, settings, jobs, quotas or [])
     if backend.check_nodes:
-        nodes = _answer(lambda: api.ask(api.core.list_node)["items"])
+        nodes = _answer(lambda: api.ask("GET", "/api/v1/nodes")["items"])
         for job in jobs if nodes is not None else ():
             check_nodes(job, settings, nodes)
 
@@ -84,7 +86,7 @@ def check_settings(settings: KubernetesLauncherConf) -> None:
 
 def _version(api: Api) -> tuple[int, int]:
     try:
-        answer = api.ask(api.version_api.get_code)
+        answer = api.ask("GET", "/version")
     except Refused as error:
         if error.status == 401:
             raise UserError(
@@ -99,7 +101,7 @@ def _version(api: Api) -> tuple[int, int]:
 
 def _namespace(api: Api, namespace: str) -> None:
     try:
-        api.ask(api.core.read_namespace, namespace)
+        api.ask("GET", core(namespace))
     except Refused as error:
         if error.status == 401:
             raise UserError(
@@ -139,7 +141,7 @@ def _rights(api: Api, namespace: str, services: bool) -> None:
             "kind": "SelfSubjectAccessReview",
             "spec": {"resourceAttributes": attributes},
         }
-        review = _answer(partial(api.ask, api.auth.create_self_subject_access_review, body))
+        review = _answer(partial(api.ask, "POST", _REVIEWS, body))
         if review is not None and not review.get("status", {}).get("allowed"):
             missing.append(f"{verb} {resource}{f'/{sub}' if sub else ''}")
     if missing:
@@ -170,21 +172,17 @@ def _served(job: JobSpec, version: tuple[int, int]) -> None:
 
 def _objects(api: Api, namespace: str, settings: KubernetesLauncherConf) -> None:
     """Claims, Secrets and accounts that the pods name."""
-    backend, core = settings.backend, api.core
+    backend = settings.backend
     claims = [volume.claim for volume in backend.volumes if volume.claim is not None]
     secrets = [*backend.image_pull_secrets, *([backend.secret] if backend.secret else [])]
     wanted = [
-        *(
-            (f"{_KEY}.volumes", "PersistentVolumeClaim", core.read_namespaced_persistent_volume_claim, c)
-            for c in claims
-        ),
-        *((f"{_KEY}.secret", "Secret", core.read_namespaced_secret, name) for name in secrets),
+        *((f"{_KEY}.volumes", "PersistentVolumeClaim", "persistentvolumeclaims", claim) for claim in claims),
+        *((f"{_KEY}.secret", "Secret", "secrets", name) for name in secrets),
     ]
     if backend.service_account is not None:
-        read = core.read_namespaced_service_account
-        wanted.append((f"{_KEY}.service_account", "ServiceAccount", read, backend.service_account))
-    for key, kind, read, name in wanted:
-        found = _answer(partial(api.ask, read, name, namespace), missing={})
+        wanted.append((f"{_KEY}.service_account", "ServiceAccount", "serviceaccounts", backend.service_account))
+    for key, kind, resource, name in wanted:
+        found = _answer(partial(api.ask, "GET", core(namespace, resource, name)), missing={})
         if found == {}:
             raise UserError(
                 key, f"there is no {kind} '{name}' in namespace '{namespace}'", "Create it, or give another"
@@ -199,7 +197,8 @@ def _objects(api: Api, namespace: str, settings: KubernetesLauncherConf) -> None
                 )
     if backend.priority_class is not None:
         name = backend.priority_class
-        if _answer(lambda: api.ask(api.scheduling.read_priority_class, name), missing={}) == {}:
+        path = f"/apis/scheduling.k8s.io/v1/priorityclasses/{quote(name, safe='')}"
+        if _answer(lambda: api.ask("GET", path), missing={}) == {}:
             raise UserError(
                 f"{_KEY}.priority_class", f"there is no PriorityClass '{name}'", "Create it, or leave it out"
             )
@@ -207,14 +206,14 @@ def _objects(api: Api, namespace: str, settings: KubernetesLauncherConf) -> None
 
 def _queue(api: Api, namespace: str, queue: str) -> None:
     """Whether Kueue has the queue; of its API versions, the first that the server knows."""
-    group = "kueue.x-k8s.io"
-    served = _answer(lambda: api.ask(api.custom.get_api_resources, group, "v1beta1"), missing={})
-    newer = _answer(lambda: api.ask(api.custom.get_api_resources, group, "v1beta2"), missing={})
+    group = "/apis/kueue.x-k8s.io"
+    served = _answer(lambda: api.ask("GET", f"{group}/v1beta1"), missing={})
+    newer = _answer(lambda: api.ask("GET", f"{group}/v1beta2"), missing={})
     if served == {} and newer == {}:
         raise UserError(f"{_KEY}.queue", "Kueue is not installed in this cluster", "Install it, or leave the key out")
     version = "v1beta2" if newer else "v1beta1"
-    ask = api.custom.get_namespaced_custom_object
-    if _answer(lambda: api.ask(ask, group, version, namespace, "localqueues", queue), missing={}) == {}:
+    path = f"{group}/{version}/namespaces/{quote(namespace, safe='')}/localqueues/{quote(queue, safe='')}"
+    if _answer(lambda: api.ask("GET", path), missing={}) == {}:
         raise UserError(
             f"{_KEY}.queue",
             f"Kueue has no LocalQueue '{queue}' in namespace '{namespace}'",

@@ -155,12 +155,11 @@ def _blamed(pod: Object, nodes: tuple[str, ...]) -> State:
 
 def _lost(pods: Sequence[Object], history: History, look: Look) -> Kind | None:
     """Which fault it is where a pod has been deleted, or its node does not answer any more."""
-    seen = {_index(pod): pod for pod in pods}
-    for index, uid in history.pods.items():
-        pod = seen.get(index)
-        if pod is None or pod["metadata"]["uid"] != uid:
-            history.lost = history.lost or f"its pod{f' on {history.node}' if history.node else ''} was deleted"
-            return Kind.lost if "does not answer" in history.lost else Kind.preempted
+    seen = {_index(pod): pod for pod in pods if not replacement(pod, history)}
+    replaced = {_index(pod) for pod in pods if replacement(pod, history)}  # while the first one is being deleted
+    for index in history.pods:
+        if index not in seen:
+            return _deleted(history)
     for index, pod in seen.items():
         history.pods.setdefault(index, pod["metadata"]["uid"])
         node = pod["spec"].get("nodeName")
@@ -172,7 +171,14 @@ def _lost(pods: Sequence[Object], history: History, look: Look) -> Kind | None:
         if node and (look.ready(node) is False or stuck):
             history.lost = f"the node {node} does not answer any more"
             return Kind.lost
+        if index in replaced:
+            return _deleted(history)
     return None
+
+
+def _deleted(history: History) -> Kind:
+    history.lost = history.lost or f"its pod{f' on {history.node}' if history.node else ''} was deleted"
+    return Kind.lost if "does not answer" in history.lost else Kind.preempted
 
 
 def _no_pod(job: Object, history: History, look: Look) -> str:

@@ -53,6 +53,11 @@ class JobLog:
                     with contextlib.suppress(OSError):
                         file.close()
 
+    @property
+    def complete(self) -> bool:
+        """Whether the log has handed back all files, after which nothing follows."""
+        return self._receiver.complete
+
     def problem(self) -> str | None:
         """What is missing of the files that the log hands back."""
         return self._receiver.problem()

@@ -62,6 +62,7 @@ class RayCluster:
 
     poll_s = 1.0
     submits_at_once = 4
+    told_by_log = removes_later = False
 
     def __init__(self, settings: RayLauncherConf) -> None:
         logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)

@@ -58,6 +58,7 @@ class SkypilotCluster:
 
     shared_files = False
     submits_at_once = 8
+    told_by_log = removes_later = False
     poll_s = 5.0
 
     def __init__(self, settings: SkypilotLauncherConf) -> None:
@@ -199,6 +200,10 @@ class _Nodes:
 
     def __init__(self, log: Log) -> None:
         self._log, self._rest = log, ""
+
+    @property
+    def complete(self) -> bool:
+        return self._log.complete
 
     def write(self, _: str, data: bytes) -> None:
         *lines, self._rest = (self._rest + data.decode(errors="replace")).split("\n")

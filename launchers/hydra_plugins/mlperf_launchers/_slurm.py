@@ -86,6 +86,7 @@ class Slurm:
     shared_files = True
     poll_s = 2.0  # the end of a job is seen in its own status; this is for what it cannot say itself
     submits_at_once = 1
+    told_by_log = removes_later = False
 
     def __init__(self, settings: SlurmLauncherConf) -> None:
         self._settings = settings
@@ -149,7 +150,7 @@ class Slurm:
         """``sbatch``; see ``_cluster``."""
         script = attempt.folder / "job.sbatch"
         try:
-            write_atomic(script, self.render(attempt))
+            write_atomic(script, self.render(attempt), synced=False)  # sbatch takes a copy at once
         except OSError as error:
             raise LaunchError(f"{error.filename}: {error.strerror}") from error
         return self.sbatch("--parsable", str(script)).split(";")[0].strip()

@@ -68,6 +68,7 @@ class TorchxCluster:
     """See :class:`_cluster.Cluster`."""
 
     submits_at_once = 1  # TorchX's runner is no more than one thread's
+    told_by_log = removes_later = False
 
     def __init__(self, settings: TorchxLauncherConf) -> None:
         self.settings = settings

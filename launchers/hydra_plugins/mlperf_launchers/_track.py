@@ -40,6 +40,7 @@ class Track:
     note: Try
     log: JobLog
     shared_files: bool
+    told_by_log: bool  # what the log has handed back counts before the system's word
     submitted_s: float = field(default_factory=time.monotonic)
     state: State = field(default_factory=lambda: State(Kind.queued))
     known_s: float = field(default_factory=time.monotonic)  # when the system last knew its state
@@ -69,6 +70,13 @@ class Track:
                 self._status = read
         return self._status
 
+    def has_news(self) -> bool:
+        """Whether there is something to be done without the system's saying anything."""
+        return self._handed_back() if self.closing is None else self.closing.done()
+
+    def _handed_back(self) -> bool:
+        return self.told_by_log and self.log.complete
+
     def heard(self, state: State | None, now: float) -> None:
         """What the system says; None: it does not know the attempt, or does not answer."""
         if state is not None and state.kind is not Kind.unknown:
@@ -77,7 +85,7 @@ class Track:
 
     def advance(self, settings: RemoteLauncherConf, now: float) -> bool:
         """Whether it is over; else ``stop`` may have been set, and it is to be cancelled."""
-        status = self.status() if self.shared_files else {}
+        status = self.status() if self.shared_files or self._handed_back() else {}
         told, ended = status.get("state") == "ended", self.state.kind.ended
         if self.running_s is None and (status or self.state.kind is Kind.running):
             self.running_s = now
