@@ -11,7 +11,7 @@ from mlperf_exp.errors import UserError
 from mlperf_exp.kinds.images import folder_of
 from mlperf_exp.messages import Derived, Plan
 from mlperf_exp.train.folders import find as find_images
-from mlperf_exp.train.hyperparameters import LARS, Point, reference
+from mlperf_exp.train.hyperparameters import IMAGENET_TRAIN, IMAGENET_VAL, LARS, Point, reference
 from mlperf_exp.train.job import ImageTask, Optimization
 from mlperf_exp.train.kind import Schedule, TrainingData
 from mlperf_exp.train.planning import divided, fill
@@ -69,7 +69,7 @@ def find(plan: Plan) -> TrainingData:
     """See :class:`.kind.Kind`."""
     dataset, model = plan.config.dataset, plan.config.model
     if dataset.synthetic:
-        return TrainingData(None, dataset.samples or RESNET.train_samples, RESNET.eval_samples)
+        return TrainingData(None, dataset.samples or IMAGENET_TRAIN, IMAGENET_VAL)
     if dataset.samples is not None:
         raise UserError("dataset.samples", "training takes all of the data set", "Leave it out")
     folder = folder_of(dataset)

@@ -37,6 +37,7 @@ def plan(config: Config, derived: list[Derived]) -> dict[str, Any]:
     rules: Training = config.scenario
     model: LanguageModel = config.model
     fill(config, derived, "optimizer", Optimizer.adamw, "what MLPerf's reference points use")
+    assert rules.optimizer is not None
     if rules.optimizer is not Optimizer.adamw:
         raise UserError("scenario.optimizer", f"{rules.optimizer.name} is not for text", "Give adamw, or leave it out")
     if model.sequence_length > model.architecture.max_context:

@@ -28,18 +28,18 @@ def shard(network: Llama, mesh: Any, bf16: bool) -> None:
     fully_shard(network, mesh=mesh, mp_policy=policy)
 
 
-@torch.no_grad()
 def initialize(network: Llama, seed: int) -> None:
     """Random weights, the same ones for any number of ranks: each draws a whole matrix and keeps its part."""
-    for place, (name, parameter) in enumerate(network.named_parameters()):
-        assert isinstance(parameter, DTensor)
-        local = parameter.to_local()
-        if parameter.ndim == 1:
-            local.fill_(1.0)
-            continue
-        std = _STD / math.sqrt(2 * network.task.layers) if name.endswith(_RESIDUAL) else _STD
-        generator = torch.Generator(local.device).manual_seed((seed << 20) + place)
-        whole = torch.empty(parameter.shape, dtype=local.dtype, device=local.device)
-        whole.normal_(0.0, std, generator=generator)
-        part = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
-        local.copy_(part.to_local())
+    with torch.no_grad():
+        for place, (name, parameter) in enumerate(network.named_parameters()):
+            assert isinstance(parameter, DTensor)
+            local = parameter.to_local()
+            if parameter.ndim == 1:
+                local.fill_(1.0)
+                continue
+            std = _STD / math.sqrt(2 * network.task.layers) if name.endswith(_RESIDUAL) else _STD
+            generator = torch.Generator(local.device).manual_seed((seed << 20) + place)
+            whole = torch.empty(parameter.shape, dtype=local.dtype, device=local.device)
+            whole.normal_(0.0, std, generator=generator)
+            part = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+            local.copy_(part.to_local())
