@@ -83,7 +83,7 @@ class TextTask(msgspec.Struct, frozen=True, tag="text", tag_field="kind"):
 
     def identity(self) -> dict[str, Any]:
         """What weights and order depend on."""
-        values: dict[str, Any] = msgspec.to_builtins(self)
+        values: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))  # as a checkpoint's facts have it
         return {key: value for key, value in values.items() if key not in ("kind", "validation", "recompute")}
 
 

@@ -109,6 +109,7 @@ def test_a_model_of_no_benchmark_gets_a_short_training():
 def test_evaluations_come_every_12288_samples_rounded_up_to_steps():
     it = plan("hw=8xh100", "scenario.global_batch_size=120")
     job = handover.make_job(it, sources.Inputs(None, kind.TrainingData(Path("c4"), 5_000_000, 1024), None))
+    assert json.loads(json.dumps(job.identity())) == job.identity()  # what is beside a checkpoint
     assert job.evaluation_steps()[:2] == [103, 206]
     assert job.evaluation_steps()[-1] == job.total_steps == 1_200_000
     assert (job.optimization.warmup_steps, job.optimization.decay_steps) == (
@@ -180,6 +181,7 @@ def test_a_run_that_reaches_the_target_by_the_rules_is_valid():
         ("scenario.clip_norm=2", {}, "scenario.clip_norm=2"),
         ("scenario.end_lr=1e-4", {}, "a tenth of scenario.base_lr"),
         ("model.sequence_length=4096", {}, "8,192 tokens, not 4,096"),
+        ("model.architecture.layers=16", {}, "model.architecture.layers=16 is not Llama 3.1 8B's: it has 32"),
         ("model=llama3_tiny_pretrain hw=cpu", {}, "is no benchmark of MLPerf Training: run it with division=open"),
     ],
 )

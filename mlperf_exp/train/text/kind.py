@@ -29,6 +29,10 @@ READERS = 2
 _CPU_BATCH, _CPU_AT_ONCE = 16, 16
 _SHORT = 400  # steps of a model that is no benchmark
 _SHORT_EVAL = 1600  # samples between its evaluations
+_LLAMA31_8B = {
+    "layers": 32, "hidden_size": 4096, "intermediate_size": 14336, "heads": 32, "kv_heads": 8, "head_dim": 128,
+    "vocab_size": 128256, "rope_theta": 500000.0,
+}  # fmt: skip
 _C4 = ("c4-train.en_6_text_document",), "c4-validation-91205-samples.en_text_document"
 
 
@@ -163,6 +167,10 @@ def closed(plan: Plan, known: TrainingBenchmark, found: dict[str, Any]) -> Itera
         yield f"scenario.end_lr={rules.end_lr:g} is not the closed division's: it wants a tenth of scenario.base_lr."
     if plan.config.model.sequence_length != 8192:
         yield f"The closed division trains on 8,192 tokens, not {plan.config.model.sequence_length:,}."
+    shape = plan.config.model.architecture
+    for key, count in _LLAMA31_8B.items():
+        if getattr(shape, key) != count:
+            yield f"model.architecture.{key}={getattr(shape, key):,} is not Llama 3.1 8B's: it has {count:,}."
 
 
 def sample_flops(plan: Plan) -> float | None:
@@ -202,13 +210,15 @@ def _fits(config: Config, derived: list[Derived]) -> tuple[int, bool]:
     model, hw, world = config.model, config.hw, ranks(config)
     if hw.device is not Device.cuda:
         return _CPU_AT_ONCE, bool(recompute)
+    compiled = config.backend.compile is not False
 
     def most(again: bool) -> int:
-        return most_at_once(model.architecture, world, model.sequence_length, hw.memory_gib, recompute=again)
+        length, memory = model.sequence_length, hw.memory_gib
+        return most_at_once(model.architecture, world, length, memory, recompute=again, compiled=compiled)
 
     def gib(sequences: int, again: bool) -> float:
         tokens = sequences * model.sequence_length
-        return bytes_needed(model.architecture, world, tokens, recompute=again) / GIB
+        return bytes_needed(model.architecture, world, tokens, recompute=again, compiled=compiled) / GIB
 
     chosen = recompute if recompute is not None else most(False) < (at_once or 1)
     fitting = most(chosen)
