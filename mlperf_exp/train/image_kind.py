@@ -8,7 +8,6 @@ from typing import Any
 
 from mlperf_exp.config import Config, Device, Loader, Optimizer, Training
 from mlperf_exp.errors import UserError
-from mlperf_exp.kinds.images import folder_of
 from mlperf_exp.messages import Derived, Plan
 from mlperf_exp.train.folders import find as find_images
 from mlperf_exp.train.hyperparameters import IMAGENET_TRAIN, IMAGENET_VAL, LARS, Point, reference
@@ -67,6 +66,8 @@ def plan(config: Config, derived: list[Derived]) -> dict[str, Any]:
 
 def find(plan: Plan) -> TrainingData:
     """See :class:`.kind.Kind`."""
+    from mlperf_exp.kinds.images import folder_of
+
     dataset, model = plan.config.dataset, plan.config.model
     if dataset.synthetic:
         return TrainingData(None, dataset.samples or IMAGENET_TRAIN, IMAGENET_VAL)
