@@ -8,7 +8,7 @@ the same step however many ranks share them, and a run that is continued at step
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,15 +69,16 @@ class Files:
 
 
 class Synthetic:
-    """One random micro-batch over and over, already on the device: for speed only."""
+    """One random micro-batch over and over, on the device, which is known when it is asked for: for speed only."""
 
-    def __init__(self, job: Job, batch: Batch) -> None:
-        self._job, self._batch = job, batch
+    def __init__(self, job: Job, make: Callable[[], Batch]) -> None:
+        self._job, self._make = job, make
 
     def open(self, first_step: int) -> Iterator[Batch]:
         """See :class:`Source`."""
+        batch = self._make()
         for _ in range((self._job.total_steps - first_step) * self._job.accumulation):
-            yield self._batch
+            yield batch
 
 
 class Stages:

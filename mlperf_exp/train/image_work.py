@@ -32,7 +32,7 @@ def data(job: Job, rank: int) -> tuple[Source, Any]:
     """See :class:`.work.Work`."""
     task = _task(job)
     if job.data is None:
-        return feed.Synthetic(job, random_batch(job, rank)), None
+        return feed.Synthetic(job, lambda: random_batch(job, rank)), None
     train, val = folders.find(Path(job.data))
     shares = torch.utils.data.Subset(images.ValidationImages(val, task.image_size), range(rank, len(val), job.world))
     validation = torch.utils.data.DataLoader(

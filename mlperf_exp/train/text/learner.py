@@ -40,7 +40,7 @@ class LanguageLearner(Learner):
             network = Llama(self.task)
         prepared(network, recompute=self.task.recompute, compiled=self.job.compile)
         shard(network, self.device_mesh["data_parallel"], self.job.precision == "bf16")
-        network.to_empty(device=self.device)
+        network.to_empty(device=self.trainer.strategy.root_device)  # where Lightning moves the module only later
         initialize(network, self.job.seed)
         self.network, self._made = network, True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from mlperf_exp.train.learner import Learner
 from mlperf_exp.train.optimizers import ADAMW_BETAS, ADAMW_EPSILON
 from mlperf_exp.train.text.learner import LanguageLearner
 from mlperf_exp.train.text.samples import Texts, TrainingTexts, ValidationTexts
-from mlperf_exp.train.torchrun import TIMEOUT, backend
+from mlperf_exp.train.torchrun import backend
 
 METRIC = "log_perplexity"
+_TIMEOUT = timedelta(minutes=30)  # of a collective: rank 0 may be writing a checkpoint of 96 GB meanwhile
 
 
 def learner(job: Job) -> Learner:
@@ -32,7 +34,7 @@ def data(job: Job, rank: int) -> tuple[Source, Any]:
     """See :class:`..work.Work`; nothing is opened before the first sample is asked for."""
     task = _task(job)
     if job.data is None:
-        return feed.Synthetic(job, random_batch(job, rank)), None
+        return feed.Synthetic(job, lambda: random_batch(job, rank)), None
     folder = Path(job.data)
     train = TrainingTexts([folder / name for name in task.train], task, job.seed)
     validation = ValidationTexts([folder / task.validation], task, job.eval_samples, rank, job.world)
@@ -49,7 +51,7 @@ def random_batch(job: Job, rank: int) -> Batch:
 
 def strategy(job: Job, environment: ClusterEnvironment) -> Any:
     """See :class:`..work.Work`."""
-    made = ModelParallelStrategy(job.world, 1, process_group_backend=backend(job), timeout=TIMEOUT)
+    made = ModelParallelStrategy(job.world, 1, process_group_backend=backend(job), timeout=_TIMEOUT)
     made.cluster_environment = environment
     return made
 
