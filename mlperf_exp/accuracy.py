@@ -19,6 +19,7 @@ FIGURES = {
     "rougeLsum": Figure("ROUGE-Lsum", ".4f"),
     "gen_len": Figure("GEN_LEN (characters)", ",.0f"),
     "top1": Figure("Top-1 accuracy (%)", ".4f"),
+    "log_perplexity": Figure("Log perplexity", ".4f"),
     "f1": Figure("F1 (%)", ".4f"),
     "exact_match": Figure("Exact match (%)", ".4f"),
 }

@@ -74,6 +74,7 @@ class Optimizer(Enum):
 
     sgd = "sgd"
     lars = "lars"
+    adamw = "adamw"
 
 
 class Resume(Enum):
@@ -158,6 +159,15 @@ class Decoder(Model):
 
 
 @dataclass
+class LanguageModel(Model):
+    """A decoder that learns to predict the next token, from random weights."""
+
+    path: str = "random"
+    sequence_length: int = 8192  # tokens that a sample trains on
+    architecture: Architecture = field(default_factory=Architecture)
+
+
+@dataclass
 class ImageClassifier(Model):
     """A network that names the class of an image."""
 
@@ -223,6 +233,15 @@ class Questions(Dataset):
 
 
 @dataclass
+class Tokens(Dataset):
+    """Token ids in Megatron's indexed format: files of the folder ``path``, without their endings .bin and .idx."""
+
+    train: list[str] = field(default_factory=list)
+    validation: str | None = None
+    cache: str = "outputs/cache"  # where the built-in ones are written
+
+
+@dataclass
 class Hardware:
     """One node's accelerators and how many nodes there are. Peak figures are the vendor's, dense."""
 
@@ -262,25 +281,33 @@ class ScenarioRules:
 
 @dataclass
 class Training:
-    """How a model is trained. None: by the reference point of MLPerf for the global batch size, or between two."""
+    """How a model is trained. None: by the reference point of MLPerf for the global batch size, or between two.
+
+    What is marked as of one kind of model is refused for another.
+    """
 
     name: Scenario = MISSING
     global_batch_size: int | None = None  # samples of one step of the optimizer, over all processes
     optimizer: Optimizer | None = None
     base_lr: float | None = None  # the highest learning rate, after the warm-up
-    end_lr: float = 1e-4
-    warmup_epochs: float | None = None
-    decay_epochs: float | None = None  # from the end of the warm-up
-    decay_power: float = 2.0  # of the polynomial
-    momentum: float | None = None
+    end_lr: float | None = None
     weight_decay: float | None = None
-    label_smoothing: float = 0.1
-    crop_min_area: float = 0.08  # the least part of an image that a random crop takes, 0 to 1
-    flip: bool = True  # half of the images, left to right
-    max_epochs: int | None = None
-    eval_offset: int | None = None  # epochs before the first evaluation
-    eval_period: int = 4  # epochs between two
-    target: float | None = None  # top-1 in percent, which ends the training; None: MLPerf's, where it has one
+    warmup_epochs: float | None = None  # images
+    decay_epochs: float | None = None  # images: from the end of the warm-up
+    decay_power: float | None = None  # images: of the polynomial
+    momentum: float | None = None  # images
+    label_smoothing: float | None = None  # images
+    crop_min_area: float | None = None  # images: the least part of one that a random crop takes, 0 to 1
+    flip: bool | None = None  # images: half of them, left to right
+    warmup_steps: int | None = None  # text
+    max_steps: int | None = None  # text: where the learning rate, and at the latest the training, ends
+    clip_norm: float | None = None  # text: of the whole gradient
+    eval_every_samples: int | None = None  # text: between two evaluations; a step is made whole
+    eval_samples: int | None = None  # text: the first of the validation set; None: MLPerf's, else all
+    max_epochs: int | None = None  # images
+    eval_offset: int | None = None  # images: epochs before the first evaluation
+    eval_period: int | None = None  # images: epochs between two
+    target: float | None = None  # of the metric, top-1 in percent; ends the training; None: MLPerf's, where it has one
     steps: int | None = None  # ends after so many steps of the optimizer, without evaluation: for speed only
     stall_timeout_s: float = 900.0  # no step for so long, start and compilation included: the run has failed
     submitter: str = "unnamed"  # as MLPerf's log names it
@@ -360,9 +387,10 @@ class LightningBackend(Backend):
     processes: int | None = None  # on each node; None: one a GPU, or one
     micro_batch: int | None = None  # samples that a process takes at once; None: as many as fit
     precision: Precision | None = None  # None: bf16 on a GPU, else fp32
-    channels_last: bool = True
+    channels_last: bool | None = None  # images: in memory; None: yes
     compile: bool | None = None  # torch.compile; None: on a GPU
-    loader: Loader | None = None  # None: torchvision
+    recompute: bool | None = None  # text: activations, in the backward pass; None: where memory asks it
+    loader: Loader | None = None  # images; None: torchvision
     workers: int | None = None  # processes that read data, for each training process; None: by the machine
     threads: int | None = None  # processor threads of one training process; None: its share
     warmup_steps: int | None = None  # on random data, before the run starts; None: 10 on a GPU, else none
@@ -431,8 +459,8 @@ class Ray:
 class Config:
     """A whole run."""
 
-    model: Any = MISSING  # Decoder | ImageClassifier | ExtractiveQa
-    dataset: Any = MISSING  # Prompts | Images | Questions
+    model: Any = MISSING  # Decoder | LanguageModel | ImageClassifier | ExtractiveQa
+    dataset: Any = MISSING  # Prompts | Tokens | Images | Questions
     hw: Hardware = MISSING
     scenario: Any = MISSING  # ScenarioRules | Training
     backend: Any = MISSING  # VllmBackend | OpenaiBackend | TorchBackend | LightningBackend | SimulatedBackend
@@ -475,16 +503,22 @@ BACKENDS: dict[str, type[Backend]] = {
 }
 MODELS: dict[str, type[Model]] = {
     "decoder": Decoder,
+    "language_model": LanguageModel,
     "image_classifier": ImageClassifier,
     "extractive_qa": ExtractiveQa,
 }
-DATASETS: dict[str, type[Dataset]] = {"prompts": Prompts, "images": Images, "questions": Questions}
-READS: dict[type[Model], type[Dataset]] = {Decoder: Prompts, ImageClassifier: Images, ExtractiveQa: Questions}
+DATASETS: dict[str, type[Dataset]] = {"prompts": Prompts, "tokens": Tokens, "images": Images, "questions": Questions}
+READS: dict[type[Model], type[Dataset]] = {
+    Decoder: Prompts,
+    LanguageModel: Tokens,
+    ImageClassifier: Images,
+    ExtractiveQa: Questions,
+}
 RUNS: dict[type[Backend], tuple[type[Model], ...]] = {
     VllmBackend: (Decoder,),
     OpenaiBackend: (Decoder,),
     TorchBackend: (ImageClassifier, ExtractiveQa),
-    LightningBackend: (ImageClassifier,),
+    LightningBackend: (ImageClassifier, LanguageModel),
     SimulatedBackend: (Decoder,),
 }
 

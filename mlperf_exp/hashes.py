@@ -43,13 +43,13 @@ def _keys(part: Part, prefix: str, names: str) -> dict[str, Part]:
 # A key stands for all beneath it. One that is not here counts as the engine's, and fails tests/test_hashes.py.
 PARTS: dict[str, Part] = {
     **_keys(Part.engine, "model.", "path weights dtype max_new_tokens min_new_tokens max_prompt_tokens architecture"),
-    **_keys(Part.engine, "model.", "network classes resize image_size mean std"),
+    **_keys(Part.engine, "model.", "network classes resize image_size mean std sequence_length"),
     **_keys(Part.engine, "model.", "layers hidden_size intermediate_size heads vocab_size max_positions"),
     **_keys(Part.engine, "model.", "max_tokens stride max_question_tokens max_answer_tokens"),
     **_keys(Part.load, "model.", "benchmark performance_samples target"),
     **_keys(Part.record, "model.", "name gflops_per_sample mvalues_per_sample"),
     **_keys(Part.load, "dataset.", "name path synthetic tokenize samples sigma_prompt_tokens"),
-    **_keys(Part.load, "dataset.", "mean_tokens sigma_tokens"),
+    **_keys(Part.load, "dataset.", "mean_tokens sigma_tokens train validation"),
     **_keys(Part.record, "dataset.", "cache"),
     **_keys(Part.engine, "dataset.", "mean_prompt_tokens"),  # the plan sizes max_num_seqs by it
     **_keys(Part.engine, "hw.", "device gpu nodes gpus_per_node memory_gib network"),
@@ -69,6 +69,7 @@ PARTS: dict[str, Part] = {
     **_keys(Part.engine, "backend.", "request_timeout_s idle_timeout_s send_min_tokens"),
     **_keys(Part.engine, "backend.", "max_batch max_wait_ms in_flight compile cuda_graphs threads warmup_batches"),
     **_keys(Part.engine, "backend.", "processes micro_batch precision channels_last loader workers warmup_steps"),
+    **_keys(Part.engine, "backend.", "recompute"),
     **_keys(Part.record, "backend.", "log_every_steps checkpoint_every_s checkpoints_kept"),
     **_keys(
         Part.engine, "backend.", "ttft_ms tpot_ms sigma output_tokens concurrency error_rate fail_after hang_after"

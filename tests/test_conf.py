@@ -41,6 +41,7 @@ RUN_BY = {
     config.Decoder: ("vllm", "openai", "simulated"),
     config.ImageClassifier: ("torch", "lightning"),
     config.ExtractiveQa: ("torch",),
+    config.LanguageModel: ("lightning",),
 }
 
 
@@ -52,6 +53,10 @@ def needed(model: config.Model, hw: config.Hardware, scenario: Any, backend: str
         return "backend"  # one trains, the others serve
     if (model.benchmark or "").endswith("-edge") and scenario.name.value not in ("Offline", "SingleStream"):
         return "scenario"  # MLPerf has no such scenario at the edge
+    if isinstance(model, config.LanguageModel) and hw.device is config.Device.cuda:
+        accelerators = hw.nodes * hw.gpus_per_node
+        if 16 * model.architecture.parameters / accelerators > 0.8 * hw.memory_gib * 2**30:
+            return "hw"  # weights, gradients and the optimizer's state alone do not fit
     if backend in ("vllm", "torch") and hw.nodes > 1:
         return "hw"  # no Ray cluster over the nodes is named
     return None
@@ -107,8 +112,9 @@ def test_every_combination_is_planned_or_refused_with_a_reason(model: str, hw: s
             assert caught.value.remedy, what
             refused += 1
     assert refused
-    able = {"vllm", "lightning"} & set(RUN_BY[type(OmegaConf.to_object(base.model))])
-    assert bool(planned) == (not hw.startswith("2x") or bool(able))
+    if base.model.name != "llama3_8b_pretrain":  # which few profiles can train
+        able = {"vllm", "lightning"} & set(RUN_BY[type(OmegaConf.to_object(base.model))])
+        assert bool(planned) == (not hw.startswith("2x") or bool(able))
 
 
 @pytest.mark.parametrize("dataset", options("dataset"))
@@ -119,6 +125,10 @@ def test_every_dataset_goes_with_every_model_of_its_kind(model: str, dataset: st
         with pytest.raises(UserError) as caught:
             make_plan(cfg, tmp_path)
         assert caught.value.key == "dataset"
+        return
+    if OmegaConf.get_type(cfg.model) is config.LanguageModel:  # is trained only
+        cfg = composed(f"model={model}", f"dataset={dataset}", "scenario=train", "hw=8xh100")
+        assert make_plan(cfg, tmp_path).config.dataset.name == dataset
         return
     plan = make_plan(cfg, tmp_path)
     assert plan.config.dataset.name == dataset
@@ -133,6 +143,8 @@ def test_every_dataset_goes_with_every_model_of_its_kind(model: str, dataset: st
         ("llama3_tiny", "articles"),
         ("resnet50", "imagenet"),
         ("bert_large", "squad"),
+        ("llama3_8b_pretrain", "c4"),
+        ("llama3_tiny_pretrain", "tiny_texts"),
     ],
 )
 def test_each_model_brings_its_data_set(model: str, dataset: str) -> None:
@@ -302,7 +314,7 @@ def test_profiles_of_several_differ_from_one_in_number_and_network_only(
 @pytest.mark.parametrize("model", options("model"))
 def test_parameter_counts_follow_from_the_shapes(model: str) -> None:
     decoder = composed(f"model={model}").model
-    if OmegaConf.get_type(decoder) is not config.Decoder:
+    if OmegaConf.get_type(decoder) not in (config.Decoder, config.LanguageModel):
         assert "architecture" not in decoder  # nothing to count
         return
     shape = decoder.architecture

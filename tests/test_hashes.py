@@ -25,9 +25,11 @@ from mlperf_exp.config import (
     ExtractiveQa,
     ImageClassifier,
     Images,
+    LanguageModel,
     LightningBackend,
     Questions,
     Scenario,
+    Tokens,
     Training,
 )
 from mlperf_exp.errors import UserError
@@ -62,7 +64,9 @@ def configs() -> list[Config]:
     made.append(replace(base, model=classifier, dataset=Images(name="i")))
     encoder = ExtractiveQa(name="e", path="e", layers=1, hidden_size=1, intermediate_size=1, heads=1)
     made.append(replace(base, model=encoder, dataset=Questions(name="q")))
-    made.append(replace(base, scenario=Training(name=Scenario.train), model=classifier, backend=LightningBackend()))
+    training = replace(base, scenario=Training(name=Scenario.train), backend=LightningBackend())
+    made.append(replace(training, model=classifier))
+    made.append(replace(training, model=LanguageModel(name="l"), dataset=Tokens(name="t")))
     return made
 
 

@@ -12,6 +12,7 @@ from mlperf_exp.report.text import duration, figure, number, plain
 from mlperf_exp.report.view import items, part, trained
 from mlperf_exp.train.hyperparameters import LARS, reference
 from mlperf_exp.train.progress_log import FILE, read
+from mlperf_exp.train.text.reference import reference as text_reference
 
 _PROMISED = (15_000.0, 25_000.0)  # img/s on sixteen H100s, "10 minutes": the article that this project began with
 
@@ -87,12 +88,22 @@ def _metric(one: Mapping[str, Any]) -> list[str]:
 
 
 def _projections(result: Mapping[str, Any]) -> Iterator[str]:
-    """ResNet-50 on ImageNet: what this rate, and the promised one, make of the reference's number of epochs."""
+    """What this rate makes of the training that the reference takes, for MLPerf's benchmarks."""
     record, metrics = part(result, "training"), part(result, "metrics")
-    model, batch = part(result, "plan", "config", "model"), number(record.get("global_batch_size"))
+    name, batch = part(result, "plan", "config", "model").get("name"), number(record.get("global_batch_size"))
     samples, rate = number(record.get("train_samples")), number(metrics.get("train_samples_per_second"))
-    if model.get("name") != "resnet50" or batch is None or not samples:
-        return
+    if batch is not None and samples and name == "resnet50":
+        yield from _resnet50(batch, samples, rate)
+    if batch is not None and rate and name == "llama3_8b_pretrain":
+        text, why = text_reference(round(batch))
+        yield (
+            f"At {figure(rate, 'sequences/s')} the {text.samples:,.0f} sequences that the reference takes ({why}) last "
+            f"{duration(text.samples / rate)}, without evaluation."
+        )
+
+
+def _resnet50(batch: float, samples: float, rate: float | None) -> Iterator[str]:
+    """On ImageNet: what this rate, and the promised one, make of the reference's number of epochs."""
     point, why = reference(round(batch))
     epochs = point.epochs
     if rate:

@@ -278,6 +278,7 @@ def _training_figures(result: Mapping[str, Any]) -> tuple[Row, ...]:
     ranks = number(record.get("ranks"))
     rows = [
         Row("Samples per second", figure(metrics.get("train_samples_per_second"), "samples/s")),
+        Row("Tokens per second", figure(metrics.get("train_tokens_per_second"), "tokens/s")),
         Row("Of a process", figure(metrics.get("train_samples_per_second_per_process"), "samples/s")),
         Row("Processes", figure(ranks)),
         Row("Epochs", figure(metrics.get("epochs"))),
@@ -287,7 +288,9 @@ def _training_figures(result: Mapping[str, Any]) -> tuple[Row, ...]:
     mfu = number(metrics.get("model_flops_utilization_percent"))
     if mfu is not None:
         rows.append(Row("Model FLOP/s utilization", figure(mfu, "%"), f"≤ {figure(100.0, '%')}", at_most(mfu, 100.0)))
-    return tuple(row for row in rows if row.name != "Processes" or ranks is not None)
+    absent = {"Processes"} if ranks is None else set()
+    absent |= {"Tokens per second"} if "train_tokens_per_second" not in metrics else set()
+    return tuple(row for row in rows if row.name not in absent)
 
 
 def _training_time(result: Mapping[str, Any]) -> Honest:

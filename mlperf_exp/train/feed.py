@@ -8,7 +8,7 @@ the same step however many ranks share them, and a run that is continued at step
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mlperf_exp.train.job import Job
 
-Batch = tuple[Any, torch.Tensor]
+Batch = Any  # a micro-batch as its kind's learner takes it
 
 
 def places(job: Job, rank: int, first_step: int) -> Iterator[list[tuple[int, int]]]:
@@ -40,17 +40,24 @@ class Source(Protocol):
         """The micro-batches from ``first_step`` on."""
 
 
-class Files:
-    """Images read and augmented by worker processes, which go on without a break at the ends of epochs."""
+class UnreadableSample(RuntimeError):
+    """A sample that cannot be read; names its file."""
 
-    def __init__(self, job: Job, rank: int, images: Dataset[Any]) -> None:
-        self._job, self._rank, self._images = job, rank, images
+
+class Files:
+    """Samples read by worker processes, which go on without a break at the ends of epochs.
+
+    ``samples`` maps an (epoch, index) pair to a sample.
+    """
+
+    def __init__(self, job: Job, rank: int, samples: Dataset[Any]) -> None:
+        self._job, self._rank, self._samples = job, rank, samples
 
     def open(self, first_step: int) -> Iterator[Batch]:
         """See :class:`Source`."""
         job = self._job
         loader: DataLoader[Any] = DataLoader(
-            self._images,
+            self._samples,
             batch_sampler=_Places(job, self._rank, first_step),
             num_workers=job.workers,
             pin_memory=job.device == "cuda",
@@ -62,20 +69,16 @@ class Files:
 
 
 class Synthetic:
-    """One random micro-batch over and over, already on the device: for speed only."""
+    """One random micro-batch over and over, on the device, which is known when it is asked for: for speed only."""
 
-    def __init__(self, job: Job, rank: int) -> None:
-        self._job, self._rank = job, rank
+    def __init__(self, job: Job, make: Callable[[], Batch]) -> None:
+        self._job, self._make = job, make
 
     def open(self, first_step: int) -> Iterator[Batch]:
         """See :class:`Source`."""
-        job = self._job
-        shape = (job.micro_batch, 3, job.image_size, job.image_size)
-        generator = torch.Generator().manual_seed(job.seed + self._rank)
-        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(job.device)
-        labels = torch.randint(0, job.num_classes, (job.micro_batch,), generator=generator).to(job.device)
-        for _ in range((job.total_steps - first_step) * job.accumulation):
-            yield images, labels
+        batch = self._make()
+        for _ in range((self._job.total_steps - first_step) * self._job.accumulation):
+            yield batch
 
 
 class Stages:

@@ -59,19 +59,3 @@ def _split(root: Path) -> Split:
         paths += found
         labels += [label] * len(found)
     return Split(root, tuple(classes), tuple(paths), tuple(labels))
-
-
-def check_counts(images: int, ranks: int, global_batch: int) -> None:
-    """Refuse fewer training images than one step, or one image a rank, needs.
-
-    Raises:
-        UserError: naming the batch.
-    """
-    if images < ranks:
-        raise UserError("dataset.path", f"{images:,} images are fewer than the {ranks:,} ranks", "Use fewer GPUs")
-    if images < global_batch:
-        raise UserError(
-            "scenario.global_batch_size",
-            f"one step takes {global_batch:,} images, the data set has {images:,}",
-            f"Give at most {images:,}",
-        )

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from mlperf_exp.train.feed import UnreadableSample
 from mlperf_exp.train.folders import Split
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's training set, RGB, 0 to 1
 
 
-class UnreadableImage(RuntimeError):
+class UnreadableImage(UnreadableSample):
     """A file that is no whole image; names it."""
 
 

@@ -44,39 +44,79 @@ class Submission:
     status: str
 
 
+class ImageTask(msgspec.Struct, frozen=True, tag="images", tag_field="kind"):
+    """Images and their classes. ``crop_min_area`` is the least part of an image that a random crop takes, 0 to 1."""
+
+    network: str  # a name of mlperf_exp/networks.py
+    num_classes: int
+    image_size: int  # pixels
+    label_smoothing: float
+    crop_min_area: float
+    flip: bool
+    channels_last: bool
+    loader: str
+
+    def identity(self) -> dict[str, Any]:
+        """What weights and order depend on."""
+        kept = ("network", "num_classes", "image_size", "label_smoothing", "crop_min_area", "flip")
+        return {name: getattr(self, name) for name in kept}
+
+
+class TextTask(msgspec.Struct, frozen=True, tag="text", tag_field="kind"):
+    """Texts, and a Llama that learns to go on with them. ``train`` and ``validation`` are files in the job's folder."""
+
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    rope_theta: float
+    rope_scaling: dict[str, Any] | None
+    rms_norm_eps: float
+    sequence_length: int  # tokens that a sample trains on
+    train: tuple[str, ...]
+    validation: str
+    clip_norm: float
+    recompute: bool
+
+    def identity(self) -> dict[str, Any]:
+        """What weights and order depend on."""
+        values: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))  # as a checkpoint's facts have it
+        return {key: value for key, value in values.items() if key not in ("kind", "validation", "recompute")}
+
+
+Task = ImageTask | TextTask
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One training run, the same for all its ranks.
 
     A *step* is one step of the optimizer, over ``global_batch`` samples; a *micro-batch* is what one rank takes at
-    once. ``global_batch == world * micro_batch * accumulation``. ``target`` is a top-1 share in percent. ``steps``
-    ends a run early that measures speed only. ``data`` is a folder with ``train/`` and ``val/``; None: synthetic.
+    once. ``global_batch == world * micro_batch * accumulation``. ``data`` is a folder; None: synthetic samples.
+    The run is evaluated after ``first_eval`` steps and then every ``eval_every``, until ``target`` is reached or
+    ``max_steps`` are made. ``steps`` ends a run early that measures speed only.
     """
 
     run_dir: str
     seed: int
-    network: str
-    num_classes: int
-    image_size: int
+    task: Task
     data: str | None
     train_samples: int
     eval_samples: int
-    loader: str
     workers: int
     device: str  # cpu, cuda
     world: int
     micro_batch: int
     accumulation: int
     optimization: Optimization
-    label_smoothing: float
-    crop_min_area: float  # of a training image, 0 to 1
-    flip: bool
-    max_epochs: int
-    eval_offset: int
-    eval_period: int
+    max_steps: int
+    first_eval: int
+    eval_every: int
     target: float | None
     precision: str  # fp32, bf16
-    channels_last: bool
     compile: bool
     log_every_steps: int
     checkpoint_every_s: float | None
@@ -101,8 +141,7 @@ class Job:
     @property
     def total_steps(self) -> int:
         """The last step that may be made."""
-        whole = self.max_epochs * self.steps_per_epoch
-        return whole if self.steps is None else min(whole, self.steps)
+        return self.max_steps if self.steps is None else min(self.max_steps, self.steps)
 
     @property
     def folder(self) -> Path:
@@ -114,25 +153,19 @@ class Job:
         return self.folder / f"rank-{rank}.beat"
 
     def evaluation_steps(self) -> list[int]:
-        """The steps after which is evaluated: after ``eval_offset`` epochs, then every ``eval_period``, and at the end.
+        """The steps after which is evaluated: ``first_eval``, then every ``eval_every``, and at the end.
 
-        Source: MLPerf training policies, ResNet-50: every 4 epochs, the first after one to four. A run that is ended
-        by ``steps`` and so measures speed only is not evaluated.
+        A run that is ended by ``steps`` and so measures speed only is not evaluated.
         """
         if self.steps is not None:
             return []
-        epochs = list(range(self.eval_offset, self.max_epochs + 1, self.eval_period))
-        if not epochs or epochs[-1] != self.max_epochs:
-            epochs.append(self.max_epochs)
-        return [epoch * self.steps_per_epoch for epoch in epochs]
+        steps = list(range(self.first_eval, self.max_steps + 1, self.eval_every))
+        return steps if steps and steps[-1] == self.max_steps else [*steps, self.max_steps]
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a checkpoint to be continued: everything that its weights and its order depend on."""
-        kept = (
-            "seed", "network", "num_classes", "image_size", "train_samples", "world", "micro_batch", "accumulation",
-            "label_smoothing", "crop_min_area", "flip", "precision",
-        )  # fmt: skip
-        values = {name: getattr(self, name) for name in kept}
+        kept = ("seed", "train_samples", "world", "micro_batch", "accumulation", "precision")
+        values = self.task.identity() | {name: getattr(self, name) for name in kept}
         return values | {"optimization": msgspec.to_builtins(self.optimization)}
 
     def difference(self, found: dict[str, Any]) -> str | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class TrainLive:
-    """``completed`` counts samples; ``top1`` is the last evaluation's, NaN before the first."""
+    """``completed`` counts samples; the last two are the last evaluation's, NaN before the first and of other kinds."""
 
     elapsed_s: float
     completed: int
@@ -15,7 +16,8 @@ class TrainLive:
     samples_per_second: float
     loss: float
     learning_rate: float
-    top1: float
+    top1: float = math.nan  # percent
+    log_perplexity: float = math.nan
     errors: int = 0
 
     def words(self) -> list[str]:
@@ -28,4 +30,8 @@ class TrainLive:
             f"loss {number(self.loss)}",
             f"learning rate {number(self.learning_rate)}",
         ]
-        return shown if self.top1 != self.top1 else [*shown, f"top-1 {self.top1:.2f} %"]
+        if not math.isnan(self.top1):
+            shown.append(f"top-1 {self.top1:.2f} %")
+        if not math.isnan(self.log_perplexity):
+            shown.append(f"log perplexity {self.log_perplexity:.3f}")
+        return shown

@@ -1,26 +1,26 @@
 """MLPerf Training's own log, ``train/result_0.txt``: on rank 0, with every key that the ruleset asks for.
 
-Source: mlcommons/logging, ``compliance_checker/training_4.0.0`` (ResNet-50's last ruleset), and the training policies.
+Source: mlcommons/logging, ``compliance_checker``, and the training policies; what only one kind of model logs is said
+by its :class:`mlperf_exp.train.work.Work`.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
 from mlperf_exp.train.job import Job
-
-RULESET = "4.0.0"
+from mlperf_exp.train.work import Work
 
 
 class MlperfLog:
     """The events of one run, in the order that the rules want; all methods do nothing on other ranks."""
 
-    def __init__(self, job: Job, path: Path | None) -> None:
-        self._job = job
+    def __init__(self, job: Job, work: Work, path: Path | None) -> None:
+        self._job, self._work = job, work
         self._logger: Any = None
+        self._block_stop: dict[str, Any] = {}
         if path is None:
             return
         from mlperf_logging import mllog
@@ -38,7 +38,7 @@ class MlperfLog:
         """Initialization begins; who submits what, with which hyperparameters."""
         if self._logger is None:
             return
-        job, o, sent = self._job, self._job.optimization, self._job.submission
+        job, sent = self._job, self._job.submission
         self._event("cache_clear", True)
         self._start("init_start")
         for key, value in (
@@ -52,45 +52,33 @@ class MlperfLog:
             ("gradient_accumulation_steps", job.accumulation),
             ("train_samples", job.train_samples),
             ("eval_samples", job.eval_samples),
-            ("opt_name", o.name),
-            ("model_bn_span", job.micro_batch),
-            ("label_smoothing", job.label_smoothing),
+            *self._work.log_settings(job),
         ):
             self._event(key, value)
-        prefix = "lars" if o.name == "lars" else "sgd"
-        self._event(f"{prefix}_opt_base_learning_rate", o.base_lr)
-        self._event(f"{prefix}_opt_end_learning_rate", o.end_lr)
-        self._event(f"{prefix}_opt_learning_rate_decay_poly_power", whole(o.power))
-        self._event(f"{prefix}_opt_learning_rate_decay_steps", o.decay_steps)
-        self._event(f"{prefix}_opt_momentum", o.momentum)
-        self._event(f"{prefix}_opt_weight_decay", o.weight_decay)
-        if o.name == "lars":
-            self._event("lars_epsilon", o.epsilon)
-            self._event("lars_opt_learning_rate_warmup_epochs", whole(o.warmup_epochs))
-        else:
-            self._event("opt_learning_rate_warmup_epochs", whole(o.warmup_epochs))
 
     def run_start(self) -> None:
         """Initialization ends, the run begins: before any data is touched."""
         self._end("init_stop")
         self._start("run_start")
 
-    def block_start(self, first_epoch: int, epochs: int) -> None:
-        """Epochs ``first_epoch`` (from 1) and on, up to an evaluation."""
-        self._start("block_start", {"first_epoch_num": first_epoch, "epoch_count": epochs})
+    def block_start(self, first_step: int, end_step: int) -> None:
+        """The steps from the one after ``first_step`` to ``end_step``, up to an evaluation."""
+        started, self._block_stop = self._work.log_block(self._job, first_step, end_step)
+        self._start("block_start", started)
 
-    def block_stop(self, first_epoch: int) -> None:
-        """The block that began with this epoch ends."""
-        self._end("block_stop", {"first_epoch_num": first_epoch})
+    def block_stop(self) -> None:
+        """The block that began last ends."""
+        self._end("block_stop", self._block_stop)
 
-    def eval_start(self, epoch: int) -> None:
-        """An evaluation after so many epochs."""
-        self._start("eval_start", {"epoch_num": epoch})
+    def eval_start(self, step: int) -> None:
+        """An evaluation after so many steps."""
+        self._start("eval_start", self._work.log_place(self._job, step))
 
-    def eval_stop(self, epoch: int, top1: float) -> None:
-        """Its result, top-1 in percent; the log wants a share."""
-        self._event("eval_accuracy", top1 / 100, {"epoch_num": epoch})
-        self._end("eval_stop", {"epoch_num": epoch})
+    def eval_stop(self, step: int, value: float) -> None:
+        """Its result."""
+        place = self._work.log_place(self._job, step)
+        self._event("eval_accuracy", self._work.log_value(value), place)
+        self._end("eval_stop", place)
 
     def run_stop(self, reached: bool) -> None:
         """The target is reached, or given up."""
@@ -107,8 +95,3 @@ class MlperfLog:
     def _end(self, key: str, metadata: dict[str, Any] | None = None) -> None:
         if self._logger is not None:
             self._logger.end(key=key, value=None, metadata=metadata, stack_offset=2)
-
-
-def whole(value: float) -> float | int:
-    """2.0 as 2: the checker compares with whole numbers."""
-    return int(value) if math.isfinite(value) and value == int(value) else value

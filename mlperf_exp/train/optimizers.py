@@ -9,6 +9,8 @@ from torch import nn
 
 from mlperf_exp.train.job import Optimization
 
+ADAMW_BETAS, ADAMW_EPSILON = (0.9, 0.95), 1e-5  # MLPerf's, for language models
+
 
 def build(module: nn.Module, optimization: Optimization, device: str) -> torch.optim.Optimizer:
     """SGD, LARS or AdamW. Biases and normalization parameters are neither decayed nor, under LARS, rescaled."""
@@ -26,7 +28,8 @@ def build(module: nn.Module, optimization: Optimization, device: str) -> torch.o
         made: torch.optim.Optimizer = Lars(groups, lr=o.base_lr, momentum=o.momentum, trust_coeff=o.eta, eps=o.epsilon)
         return made
     if o.name == "adamw":
-        return torch.optim.AdamW(groups, lr=o.base_lr, betas=(0.9, 0.95), eps=1e-5, fused=device == "cuda")
+        on_gpu = device == "cuda"
+        return torch.optim.AdamW(groups, lr=o.base_lr, betas=ADAMW_BETAS, eps=ADAMW_EPSILON, fused=on_gpu)
     return torch.optim.SGD(groups, lr=o.base_lr, momentum=o.momentum, fused=device == "cuda")
 
 

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 
 from mlperf_exp.train.feed import Stages
 from mlperf_exp.train.job import Job
-from mlperf_exp.train.module import Classifier
+from mlperf_exp.train.learner import Learner
 from mlperf_exp.train.progress_log import FILE, Entry, Line, append
 
 
@@ -49,7 +49,7 @@ class Pace(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The clock starts."""
-        assert isinstance(pl_module, Classifier)
+        assert isinstance(pl_module, Learner)
         self.made = self._line_step = pl_module.step_done
         self._line_at = self._saved_at = time.perf_counter()
         if self._job.world > 1:
@@ -59,7 +59,7 @@ class Pace(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the loss; at the end of a step, see what is due."""
-        assert isinstance(pl_module, Classifier)
+        assert isinstance(pl_module, Learner)
         self._alive()
         self._losses.append(outputs["loss"])
         self._micro += 1
@@ -92,7 +92,7 @@ class Pace(Callback):
 
     def settle(self, module: L.LightningModule) -> None:
         """Write what has not been written of the steps made, and start the clock anew."""
-        assert isinstance(module, Classifier)
+        assert isinstance(module, Learner)
         if self.made > self._line_step:
             self._write_line(module)
         self.restart()
@@ -113,7 +113,7 @@ class Pace(Callback):
             self._beat_at = now
             self._beat.touch()
 
-    def _write_line(self, module: Classifier) -> None:
+    def _write_line(self, module: Learner) -> None:
         job = self._job
         # Lightning has divided each by the accumulation; reading them waits for the device
         losses = torch.stack(self._losses).float().reshape(-1, job.accumulation).sum(1).tolist()

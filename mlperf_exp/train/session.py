@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from mlperf_exp import network
-from mlperf_exp.config import Config, Device, Training
+from mlperf_exp.config import Device
 from mlperf_exp.errors import Interrupted, RunFailed, UserError
 from mlperf_exp.inputs import Inputs, load
 from mlperf_exp.messages import Measurement, Plan, Score
 from mlperf_exp.progress import Progress
-from mlperf_exp.train import progress_log, supervise
-from mlperf_exp.train.job import ANOTHER, Job, Optimization, Submission
+from mlperf_exp.train import kind, progress_log, supervise
+from mlperf_exp.train.handover import make_job
+from mlperf_exp.train.job import ANOTHER, Job
 from mlperf_exp.train.live import TrainLive
 from mlperf_exp.train.log_check import check
 from mlperf_exp.train.nodes import Nodes
-from mlperf_exp.train.rules import RESNET, benchmark
+from mlperf_exp.train.rules import benchmark
 
 _OUTCOME = "outcome.json"
-_GRADIENTS = 3.0  # a training step's operations for each of a forward pass: those of the weights' and inputs' gradients
 
 
 def train(plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
@@ -59,7 +59,7 @@ def train(plan: Plan, inputs: Inputs, progress: Progress) -> Measurement:
     if measurement.failure or job.steps is not None:
         return measurement
     began = time.perf_counter()
-    checked = check(job, benchmark(plan.config.model))
+    checked = check(job, (benchmark(plan.config.model) or kind.of(plan.config.model).LIKE).ruleset)
     phases = measurement.phases | {"check_s": time.perf_counter() - began}
     return replace(measurement, compliance=(checked,), phases=phases)
 
@@ -100,85 +100,6 @@ def unfinished(plan: Plan) -> bool:
         problem = f"{folder} is of an earlier run that did not come to its end, and resume is never"
         raise UserError("hydra.run.dir", problem, "Give this run a folder of its own, or resume=auto")
     return True
-
-
-def make_job(plan: Plan, inputs: Inputs) -> Job:
-    """What every rank needs to know."""
-    config, data, settings = plan.config, inputs.samples, plan.engine
-    rules, backend, model = config.scenario, config.backend, config.model
-    steps_per_epoch = data.train_samples // rules.global_batch_size
-    known = benchmark(model)
-    on_gpu = config.hw.device is Device.cuda
-    per_node = settings["ranks"] // config.hw.nodes
-    cores = config.hw.cpus_per_node or os.cpu_count() or 1
-    return Job(
-        run_dir=str(plan.run_dir),
-        seed=config.seed,
-        network=model.network,
-        num_classes=model.classes,
-        image_size=model.image_size,
-        data=None if data.path is None else str(data.path),
-        train_samples=data.train_samples,
-        eval_samples=data.eval_samples,
-        loader=settings["loader"],
-        workers=_workers(config, per_node, cores),
-        device=config.hw.device.name,
-        world=settings["ranks"],
-        micro_batch=settings["micro_batch"],
-        accumulation=settings["accumulation"],
-        optimization=Optimization(
-            name=rules.optimizer.name,
-            base_lr=rules.base_lr,
-            end_lr=rules.end_lr,
-            warmup_steps=round(rules.warmup_epochs * steps_per_epoch),
-            decay_steps=max(1, round(rules.decay_epochs * data.train_samples / rules.global_batch_size)),
-            power=rules.decay_power,
-            momentum=rules.momentum,
-            weight_decay=rules.weight_decay,
-            warmup_epochs=rules.warmup_epochs,
-        ),
-        label_smoothing=rules.label_smoothing,
-        crop_min_area=rules.crop_min_area,
-        flip=rules.flip,
-        max_epochs=rules.max_epochs,
-        eval_offset=rules.eval_offset,
-        eval_period=rules.eval_period,
-        target=rules.target,
-        precision=settings["precision"],
-        channels_last=backend.channels_last,
-        compile=settings["compile"],
-        log_every_steps=backend.log_every_steps,
-        checkpoint_every_s=backend.checkpoint_every_s,
-        checkpoints_kept=backend.checkpoints_kept,
-        resume=config.resume.name == "auto",
-        submission=Submission(
-            benchmark=known.name if known else "resnet",
-            division=config.division.name,
-            org=rules.submitter,
-            platform=config.hw.name,
-            status="onprem",
-        ),
-        steps=_speed_steps(plan),
-        warmup_iterations=settings["warmup_steps"],
-        stall_timeout_s=rules.stall_timeout_s,
-        threads=backend.threads or (None if on_gpu else max(1, cores // per_node)),
-    )
-
-
-def _speed_steps(plan: Plan) -> int | None:
-    """Random images have no accuracy: without a number of steps they make one epoch."""
-    rules: Training = plan.config.scenario
-    if rules.steps is None and plan.config.dataset.synthetic:
-        assert rules.global_batch_size is not None
-        return max(1, int(plan.config.dataset.samples or RESNET.train_samples) // rules.global_batch_size)
-    return rules.steps
-
-
-def _workers(config: Config, per_node: int, cores: int) -> int:
-    """Readers for each rank: with GPUs most cores but one a rank, on a processor none, for it is busy already."""
-    if config.backend.workers is not None:
-        return int(config.backend.workers)
-    return max(1, min(24, cores // per_node - 1)) if config.hw.device is Device.cuda else 0
 
 
 def _variables(plan: Plan) -> dict[str, str]:
@@ -241,7 +162,7 @@ class _Follower:
                 self._progress.phase("train", job.total_steps * job.global_batch, unit="samples")
             elif self.history.lines:
                 line = self.history.lines[-1]
-                last = self.history.evaluations[-1].value if self.history.evaluations else float("nan")
+                last: dict[str, Any] = {it.metric: it.value for it in self.history.evaluations[-1:]}
                 self._progress.update(
                     TrainLive(
                         elapsed_s=entry.at - self._started_at,
@@ -250,7 +171,7 @@ class _Follower:
                         samples_per_second=line.samples_per_second,
                         loss=line.loss,
                         learning_rate=line.learning_rate,
-                        top1=last,
+                        **last,
                     )
                 )
 
@@ -269,6 +190,9 @@ def _metrics(plan: Plan, job: Job, history: progress_log.History, outcome: dict[
     if rate is not None:
         metrics["train_samples_per_second_per_process"] = rate / job.world
         metrics["epoch_s"] = job.train_samples / rate
+        tokens = kind.of(plan.config.model).sample_tokens(plan)
+        if tokens is not None:
+            metrics["train_tokens_per_second"] = rate * tokens
         mfu = _utilization(plan, job, rate)
         if mfu is not None:
             metrics["model_flops_utilization_percent"] = mfu
@@ -291,11 +215,11 @@ def _metrics(plan: Plan, job: Job, history: progress_log.History, outcome: dict[
 
 def _utilization(plan: Plan, job: Job, rate: float) -> float | None:
     """Model FLOP/s utilization in percent: the network's own operations against the profile's dense peak."""
-    gflops, hw = plan.config.model.gflops_per_sample, plan.config.hw
+    flops, hw = kind.of(plan.config.model).sample_flops(plan), plan.config.hw
     peak = hw.peak_tflops.get("bf16" if job.precision == "bf16" else "tf32")
-    if gflops is None or peak is None or hw.device is not Device.cuda:
+    if flops is None or peak is None or hw.device is not Device.cuda:
         return None
-    return float(100 * rate / job.world * _GRADIENTS * gflops * 1e9 / (peak * 1e12))
+    return float(100 * rate / job.world * flops / (peak * 1e12))
 
 
 def _phases(began_ns: int, outcome: dict[str, Any] | None) -> dict[str, float]:

@@ -8,7 +8,8 @@ from typing import Any
 from mlperf_exp.compliance import rules as compliance
 from mlperf_exp.config import Division, Training
 from mlperf_exp.messages import Measurement, Plan, Verdict
-from mlperf_exp.train.rules import benchmark, power_of_two_times
+from mlperf_exp.train import kind
+from mlperf_exp.train.rules import benchmark, lower_is_better, reaches
 
 
 def judge_training(plan: Plan, measurement: Measurement) -> Verdict:
@@ -51,7 +52,7 @@ def _target(plan: Plan, measurement: Measurement) -> Iterator[str]:
     ((name, value),) = score.metrics.items()
     if rules.target is None:
         yield f"There was no target to reach ({name} is {value:.2f}): give one with scenario.target."
-    elif not value >= rules.target:
+    elif not reaches(name, value, rules.target):
         epochs = measurement.metrics.get("epochs", 0.0)
         yield (
             f"The target was not reached: {name} {value:.2f} after {epochs:.4g} epochs, wanted {rules.target:g}; train "
@@ -75,26 +76,10 @@ def _closed(plan: Plan, measurement: Measurement) -> Iterator[str]:
     if known is None:
         yield f"{config.model.name} is no benchmark of MLPerf Training: run it with division=open."
         return
-    facts = measurement.training
-    for key, wanted in (("train_samples", known.train_samples), ("eval_samples", known.eval_samples)):
-        if facts.get(key, wanted) != wanted:
-            yield f"The data set has {facts[key]:,} {key.replace('_', ' ')}, the benchmark's {wanted:,}: use the whole."
-    if rules.target is not None and rules.target < known.target:
-        yield f"scenario.target={rules.target:g} is below MLPerf's {known.target:g}: leave it out."
-    for key, allowed, words in (
-        ("label_smoothing", rules.label_smoothing in (0.0, 0.1), "0 or 0.1"),
-        ("end_lr", rules.end_lr == 1e-4, "0.0001"),
-        ("decay_power", rules.decay_power == 2.0, "2"),
-        ("weight_decay", power_of_two_times(rules.weight_decay or 0.0, 1e-4), "0.0001 times a power of two"),
-        ("eval_period", rules.eval_period == known.eval_period, f"{known.eval_period}"),
-        ("eval_offset", 1 <= (rules.eval_offset or 0) <= known.eval_period, f"1 to {known.eval_period}"),
-        ("crop_min_area", rules.crop_min_area == 0.08, "0.08"),
-        ("flip", rules.flip, "true"),
-    ):
-        if not allowed:
-            yield f"scenario.{key}={getattr(rules, key)} is not the closed division's: it wants {words}."
-    if (config.model.image_size, config.model.resize) != (224, 256):
-        yield f"The closed division trains on images of 224 pixels, not {config.model.image_size}."
+    if rules.target is not None and not reaches(known.metric, rules.target, known.target):
+        side = "above" if lower_is_better(known.metric) else "below"
+        yield f"scenario.target={rules.target:g} is {side} MLPerf's {known.target:g}: leave it out."
+    yield from kind.of(config.model).closed(plan, known, measurement.training)
 
 
 def _accuracy(plan: Plan, measurement: Measurement) -> dict[str, Any]:
@@ -103,15 +88,20 @@ def _accuracy(plan: Plan, measurement: Measurement) -> dict[str, Any]:
         return {"measured": False, "passed": None}
     ((name, value),) = score.metrics.items()
     facts: dict[str, Any] = {"measured": True, "samples": score.samples, name: value, "notes": list(score.notes)}
-    targets = None if target is None else {"samples": score.samples, "minimum": {name: target}, "maximum": {}}
-    return facts | {"passed": None if target is None else value >= target, "targets": targets}
+    if target is None:
+        return facts | {"passed": None, "targets": None}
+    bounds: dict[str, Any] = {"minimum": {}, "maximum": {}}
+    bounds["maximum" if lower_is_better(name) else "minimum"][name] = target
+    return facts | {"passed": reaches(name, value, target), "targets": {"samples": score.samples, **bounds}}
 
 
 def _notes(plan: Plan) -> Iterator[str]:
     known = benchmark(plan.config.model)
     if known is not None and plan.config.division is Division.closed:
+        seeds = ",".join(str(seed) for seed in range(1, known.runs + 1))
         yield (
             f"One run of the {known.runs} that make a result, of which the fastest and the slowest do not count: "
-            "python -m mlperf_exp -m seed=1,2,3,4,5 ... makes them, python -m mlperf_exp.train.summary sums them up."
+            f"python -m mlperf_exp -m seed={seeds} ... makes them, python -m mlperf_exp.train.summary sums them up."
         )
-        yield f"MLPerf accepted this benchmark last in training {known.ruleset}."
+        if known.retired:
+            yield f"MLPerf accepted this benchmark last in training {known.ruleset}."

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from mlperf_exp.errors import UserError
-from mlperf_exp.train import folders, images
+from mlperf_exp.train import folders, images, sources
 
 
 def picture(path, mode="RGB", size=(40, 30)):
@@ -88,6 +88,6 @@ def test_one_class_is_refused(tmp_path):
 
 def test_too_few_images_are_refused():
     with pytest.raises(UserError, match="3 images are fewer than the 4 ranks"):
-        folders.check_counts(3, 4, 4)
+        sources.check_counts(3, 4, 4, "images")
     with pytest.raises(UserError, match="one step takes 64 images, the data set has 10"):
-        folders.check_counts(10, 1, 64)
+        sources.check_counts(10, 1, 64, "images")

@@ -9,22 +9,32 @@ from mlperf_logging import rcp_checker
 
 from mlperf_exp.train import hyperparameters, schedule
 from mlperf_exp.train.feed import places
-from mlperf_exp.train.job import Job, Optimization, Submission
+from mlperf_exp.train.job import ImageTask, Job, Optimization, Submission
 from mlperf_exp.train.rules import power_of_two_times
+
+IMAGES = {
+    "network": "resnet_tiny", "num_classes": 10, "image_size": 32, "label_smoothing": 0.1, "crop_min_area": 0.5,
+    "flip": False, "channels_last": False, "loader": "torchvision",
+}  # fmt: skip
 
 
 def make_job(**changes):
+    """A job on images; epochs are given for steps."""
     optimization = changes.pop("optimization", Optimization("sgd", 0.1, 1e-4, 5, 20, 2.0, 0.9, 5e-5))
+    images = {key: changes.pop(key, value) for key, value in IMAGES.items()}
+    epochs = [changes.pop(key, value) for key, value in {"max_epochs": 3, "eval_offset": 1, "eval_period": 2}.items()]
     values = {
-        "run_dir": "/nowhere", "seed": 3, "network": "resnet_tiny", "num_classes": 10, "image_size": 32,
-        "data": None, "train_samples": 103, "eval_samples": 20, "loader": "torchvision", "workers": 0,
+        "run_dir": "/nowhere", "seed": 3, "task": ImageTask(**images),
+        "data": None, "train_samples": 103, "eval_samples": 20, "workers": 0,
         "device": "cpu", "world": 1, "micro_batch": 4, "accumulation": 1, "optimization": optimization,
-        "label_smoothing": 0.1, "crop_min_area": 0.5, "flip": False, "max_epochs": 3, "eval_offset": 1,
-        "eval_period": 2, "target": 97.0, "precision": "fp32", "channels_last": False, "compile": False,
+        "target": 97.0, "precision": "fp32", "compile": False,
         "log_every_steps": 5, "checkpoint_every_s": None, "checkpoints_kept": 2, "resume": True,
         "stall_timeout_s": 900.0, "submission": Submission("resnet", "open", "me", "here", "research"),
     }  # fmt: skip
-    return Job(**(values | changes))
+    values |= changes
+    epoch = values["train_samples"] // (values["world"] * values["micro_batch"] * values["accumulation"])
+    steps = dict(zip(("max_steps", "first_eval", "eval_every"), (epoch * count for count in epochs), strict=True))
+    return Job(**(steps | values))
 
 
 def steps_of(job, first_step=0):

@@ -1,0 +1,1 @@
+"""Training language models: the indexed data, the network under FSDP2, MLPerf's reference points."""
