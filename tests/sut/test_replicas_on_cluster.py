@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -41,6 +41,11 @@ class Nodes:
     address: str
     processes: list[list[int]]
     env: dict[str, str]
+
+    def family(self) -> list[int]:
+        """All processes of all nodes."""
+        firsts = [psutil.Process(pid) for node in self.processes for pid in node if psutil.pid_exists(pid)]
+        return [child.pid for first in firsts for child in first.children(recursive=True)]
 
     def kill(self, node: int) -> None:
         """All of its processes, as when a machine dies: those that it started first, so that none is left behind."""
@@ -114,14 +119,20 @@ class Run:
         return Finished(self.process.returncode, out, err, self.folder)
 
 
-def actors() -> list[psutil.Process]:
-    """All replicas of this machine."""
+def actors(pids: Iterable[int]) -> list[psutil.Process]:
+    """The replicas among these processes."""
     found = []
-    for process in psutil.process_iter():
+    for pid in set(pids):
         with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
             if "ray::Replica" in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
+
+
+def gone(processes: Sequence[psutil.Process]) -> bool:
+    """Whether none of them lives."""
+    return not actors(process.pid for process in processes if process.is_running())
 
 
 def seen_after_s(folder: Path, hurt_at: float) -> list[float]:
@@ -154,11 +165,12 @@ def test_one_of_three_nodes_is_killed(tmp_path: Path) -> None:
     words = command(folder, *LOAD, "hw.nodes=3", "backend.replicas=3")
     with nodes(3) as cluster, running([*words, f"ray.address={cluster.address}"], folder, cluster.env) as run:
         wait_for(run.measures)
-        assert len(actors()) == 3
+        replicas = actors(cluster.family())
+        assert len(replicas) == 3
         hurt_at = time.time()
         cluster.kill(2)
         result = assert_marked(run.ended(), hurt_at, 3)
-        wait_for(lambda: not actors(), 60)
+        wait_for(lambda: gone(replicas), 60)
     assert result["metrics"]["replicas"] == 3
 
 
@@ -169,7 +181,7 @@ def test_real_engines_on_two_nodes_give_the_answers_of_one(tmp_path: Path) -> No
     words = command(folder, *quick, "scenario.target_qps=10", "hw.nodes=2", "backend.replicas=2")
     with nodes(2) as cluster, running([*words, f"ray.address={cluster.address}"], folder, cluster.env) as run:
         assert_golden(run.ended(400), 2, tmp_path)
-        wait_for(lambda: not actors(), 60)
+        wait_for(lambda: not actors(cluster.family()), 60)
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +191,7 @@ def hosts() -> Iterator[RayHosts]:
 
 
 def kill_replica(hosts: RayHosts) -> None:
-    on_worker = set(hosts.processes(hosts.worker))
-    [replica] = [actor for actor in actors() if actor.pid in on_worker]
+    [replica] = actors(hosts.processes(hosts.worker))
     replica.kill()
 
 
@@ -208,12 +219,13 @@ def test_on_ray_on_two_hosts(hosts: RayHosts, tmp_path: Path, hurt: Callable[[Ra
     words = command(folder, *LOAD, "hw.nodes=2", "backend.replicas=2", f"ray.address={hosts.gcs}")
     with running(hosts.words(hosts.head, *words), folder, hosts.env()) as run:
         wait_for(run.measures)
-        assert len(actors()) == 2
+        replicas = actors([*hosts.processes(hosts.head), *hosts.processes(hosts.worker)])
+        assert len(replicas) == 2
         hurt_at = time.time()
         hurt(hosts)
         assert_marked(run.ended(), hurt_at, 2)
         kept = json.loads((folder / "replicas" / "replicas.json").read_text())
         assert {row["node"] for row in kept["replicas"]} == {hosts.head, hosts.worker}
-    wait_for(lambda: not actors(), 60)
+    wait_for(lambda: gone(replicas), 60)
     if hurt is kill_node:
         hosts.start_worker()

@@ -101,7 +101,7 @@ def test_a_run_over_two_actors_ends_well_stays_on_loopback_and_leaves_nothing(tm
     folder = tmp_path / "run"
     short = ("scenario.target_qps=200", "scenario.min_duration_s=2", "scenario.min_query_count=400")
     with started(folder, *TWO, *short) as (process, family):
-        wait_for(lambda: completed(folder))
+        wait_for(lambda: completed(folder), 200)
         actors = family.named("ray::Replica")
         addresses = family.listens()
         done = ended(process, folder)
@@ -121,7 +121,7 @@ def test_a_killed_actor_is_lost_and_the_run_goes_on_to_its_end(tmp_path: Path) -
     folder = tmp_path / "run"
     words = ("scenario.target_qps=100", "scenario.min_duration_s=10")
     with started(folder, *TWO, *words) as (process, family):
-        wait_for(lambda: completed(folder))
+        wait_for(lambda: completed(folder), 200)
         family.named("ray::Replica")[0].send_signal(signal.SIGKILL)
         done = ended(process, folder)
     assert done.status == 0, done.stderr
@@ -136,7 +136,7 @@ def test_replicas_go_on_without_rays_head_and_the_run_says_so(tmp_path: Path) ->
     """For a minute: so long their node looks for it."""
     folder = tmp_path / "run"
     with started(folder, *TWO, "scenario.target_qps=100", "scenario.min_duration_s=10") as (process, family):
-        wait_for(lambda: completed(folder))
+        wait_for(lambda: completed(folder), 200)
         for part in family.named("ray/gcs/gcs_server"):
             part.kill()
         done = ended(process, folder)
@@ -149,7 +149,7 @@ def test_replicas_go_on_without_rays_head_and_the_run_says_so(tmp_path: Path) ->
 def test_without_a_replica_the_run_ends_as_failed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with started(folder, *TWO, "scenario.target_qps=100", "scenario.min_duration_s=60") as (process, family):
-        wait_for(lambda: completed(folder))
+        wait_for(lambda: completed(folder), 200)
         began = time.monotonic()
         for part in family.named("ray/gcs/gcs_server", "raylet/raylet"):
             part.kill()
@@ -171,7 +171,7 @@ def test_a_command_that_is_ended_takes_ray_with_it(tmp_path: Path, number: signa
         cwd=folder.parent,
     ) as process:
         family = Family(process.pid)
-        wait_for(lambda: completed(folder))
+        wait_for(lambda: completed(folder), 200)
         assert family.named("ray::Replica")
         process.send_signal(number)
         process.wait(60)
