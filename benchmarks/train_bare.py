@@ -3,14 +3,16 @@
     python benchmarks/train_bare.py [--network resnet_tiny --batch 64 --steps 60 --repeats 5 --hw cpu]
 
 Random images, so that neither waits for data; runs of the two alternate, each in a process of its own. ``--ranks 2``
-adds the framework on so many GPUs of one host at the same batch for each. Prints JSON: the samples/s of each run,
-their medians, and the ratio (bars: 0.98 of bare; two GPUs 1.9 times one; ResNet-50 on one H200 6,800 img/s).
+adds the framework on so many GPUs of one host at the same batch for each, and on each of the others alone: cards at
+their power limit differ, and the slowest sets the pace. Prints JSON: the samples/s of each run, their medians, and the
+ratio (bars: 0.98 of bare; two GPUs 1.9 times one; ResNet-50 on one H200 6,800 img/s).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -41,6 +43,8 @@ def main() -> None:
         order = ("bare", "framework") if number % 2 == 0 else ("framework", "bare")
         for name in order:
             rates[name].append(alone(options) if name == "bare" else framework(options, 1))
+        for card in range(1, options.ranks):
+            rates.setdefault(f"framework_card_{card}", []).append(framework(options, 1, card))
         if options.ranks > 1:
             rates.setdefault(f"framework_{options.ranks}", []).append(framework(options, options.ranks))
         if options.out:
@@ -55,13 +59,16 @@ def main() -> None:
         "pairs": pairs,
     }
     if options.ranks > 1:
-        report["ranks_over_one"] = medians[f"framework_{options.ranks}"] / medians["framework"]
+        together = medians[f"framework_{options.ranks}"]
+        report["ranks_over_one"] = together / medians["framework"]
+        alone_each = [medians["framework"], *(medians[f"framework_card_{card}"] for card in range(1, options.ranks))]
+        report["ranks_over_slowest_card"] = together / min(alone_each)
     if options.out:
         options.out.write_text(json.dumps(report))
     print(json.dumps(report))
 
 
-def framework(options: argparse.Namespace, ranks: int) -> float:
+def framework(options: argparse.Namespace, ranks: int, card: int = 0) -> float:
     with tempfile.TemporaryDirectory() as folder:
         words = [
             "model=resnet50" if options.network == "resnet50" else f"model={options.network}",
@@ -75,7 +82,11 @@ def framework(options: argparse.Namespace, ranks: int) -> float:
             words.append(f"hw.gpus_per_node={ranks}")
         if options.threads:
             words.append(f"backend.threads={options.threads}")
-        done = subprocess.run([sys.executable, "-m", "mlperf_exp", *words], capture_output=True, text=True, check=False)
+        cards = {"CUDA_VISIBLE_DEVICES": str(card)} if options.hw != "cpu" and ranks == 1 else {}
+        done = subprocess.run(
+            [sys.executable, "-m", "mlperf_exp", *words],
+            capture_output=True, text=True, check=False, env=os.environ | cards,
+        )  # fmt: skip
         if done.returncode:
             raise SystemExit(done.stderr[-3000:] or done.stdout[-3000:])
         result = json.loads((Path(folder) / "run" / "result.json").read_text())
@@ -86,8 +97,6 @@ def alone(options: argparse.Namespace) -> float:
     words = [f"--{key}={getattr(options, key)}" for key in ("network", "batch", "steps", "hw")]
     words += [f"--threads={options.threads}"] if options.threads else []
     environment = {"OMP_WAIT_POLICY": "PASSIVE"} if options.hw == "cpu" else {}
-    import os
-
     done = subprocess.run(
         [sys.executable, __file__, "--bare", *words],
         check=True, capture_output=True, text=True, env=os.environ | environment,
@@ -97,8 +106,6 @@ def alone(options: argparse.Namespace) -> float:
 
 def bare(options: argparse.Namespace) -> float:
     """The loop that anybody would write, with the same kernels: no Lightning, no supervisor, no log."""
-    import os
-
     import torch
     from torch.nn import functional
 
