@@ -33,6 +33,11 @@ SHORT = {
     "server": [*LONG["server"], "scenario.min_duration_s=2", "scenario.samples=100"],
     "train": [*LONG["train"], "dataset=synthetic_images", "dataset.samples=640", "scenario.max_epochs=4"],
 }
+STEADY = {  # ends by itself, and not before something was done to it
+    "offline": [*SHORT["offline"], "scenario.min_query_count=5000"],
+    "server": [*SHORT["server"], "scenario.min_duration_s=8"],
+    "train": [*SHORT["train"], "scenario.max_epochs=40"],
+}
 ENGINE = {  # on vLLM, for as long as it takes
     "offline": [
         "experiment=quickstart",

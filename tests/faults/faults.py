@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests import mlflow_server
-from tests.faults.attempt import ENGINE, LONG, NO_TRACKING, SHORT, Attempt
+from tests.faults.attempt import ENGINE, LONG, NO_TRACKING, SHORT, STEADY, Attempt
 from tests.sut.openai_server import Kind, Server
 from tests.train.few import few_digits
 
@@ -159,7 +159,7 @@ def _mlflow(attempt: Attempt) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 
 def mlflow_down_in_the_middle(attempt: Attempt) -> None:
     with _mlflow(attempt) as (uri, server):
-        attempt.start(*SHORT[attempt.scenario], f"tracking.uri={uri}", "tracking.timeout_s=20")
+        attempt.start(*STEADY[attempt.scenario], f"tracking.uri={uri}", "tracking.timeout_s=20")
         attempt.begun(1)
         attempt.hurt()
         mlflow_server.kill(server)
@@ -198,8 +198,7 @@ def stepped_clock(attempt: Attempt) -> None:
     stamp.write_text("+0")
     environment = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(stamp), "FAKETIME_NO_CACHE": "1",
                    "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"}  # fmt: skip
-    longer = "scenario.max_epochs=40" if attempt.scenario == "train" else "scenario.min_duration_s=8"
-    attempt.start(*SHORT[attempt.scenario], longer, NO_TRACKING, environment=environment)
+    attempt.start(*STEADY[attempt.scenario], NO_TRACKING, environment=environment)
     attempt.begun(1)
     attempt.hurt()
     stamp.write_text("-3600")
@@ -209,7 +208,7 @@ def stepped_clock(attempt: Attempt) -> None:
 def replaced_data(attempt: Attempt) -> None:
     data = attempt.folder / "articles.json"
     shutil.copy(Path("mlperf_exp/data/articles.json"), data)
-    attempt.start(*SHORT[attempt.scenario], f"dataset.path={data}", NO_TRACKING)
+    attempt.start(*STEADY[attempt.scenario], f"dataset.path={data}", NO_TRACKING)
     attempt.begun(1)
     attempt.hurt()
     data.write_text("[]")
