@@ -9,10 +9,7 @@ and never passes the check.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +18,7 @@ from typing import Any
 import yaml
 
 from mlperf_exp.errors import UserError
-from mlperf_exp.submission import system, tree
+from mlperf_exp.submission import aside, system, tree
 from mlperf_exp.submission.check import DRAFT, check
 from mlperf_exp.submission.rules import BENCHMARKS, ROUND
 from mlperf_exp.submission.scenario import Finding
@@ -64,8 +61,7 @@ def build(
         UserError: naming the run and what is wrong with it, or the folder.
     """
     system.path_name("--submitter", submitter)
-    if out.exists() or out.is_symlink():
-        raise UserError("--out", f"{out} exists", "Name a folder that does not exist yet")
+    aside.refuse_existing(out)
     entries = choose(sources)
     _same_system(sources)
     if not draft:
@@ -75,29 +71,16 @@ def build(
     if not draft and division == "closed":
         _complete(entries, str(description["system_type"]))
     name = system.identifier(sources, given)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except OSError as error:
-        raise UserError("--out", f"{out} cannot be written: {error.strerror}", "Name another folder") from None
-    try:
-        _assemble(aside / division / submitter, entries, name, description, given)
-        found = check(aside)
+    with aside.written(out) as folder:
+        _assemble(folder / division / submitter, entries, name, description, given)
+        found = check(folder)
         if found and not draft:
             more = f" (and {len(found) - 1} more: see them with --draft and check)" if len(found) > 1 else ""
             raise UserError(
                 _KEY, f"the package breaks the round's rules: {found[0]}{more}".rstrip("."), "Mend the runs"
             )
         if draft:
-            (aside / DRAFT).write_text(_draft_text(found, sources))
-        aside.chmod(0o755)
-        aside.rename(out)
-    except OSError as error:
-        problem = f"{error.filename or out} cannot be written: {error.strerror}"
-        raise UserError("--out", problem, "Make room, or name another folder") from None
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(aside, ignore_errors=True)
+            (folder / DRAFT).write_text(_draft_text(found, sources))
     return Built(out, tuple(entries), tuple(found))
 
 

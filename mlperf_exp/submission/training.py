@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any
 import yaml
 
 from mlperf_exp.errors import UserError
-from mlperf_exp.submission import system
+from mlperf_exp.submission import aside, system
 from mlperf_exp.train.rules import BENCHMARKS, RESNET
 from mlperf_exp.train.summary import LOG, Summary, expanded, summarize
 
@@ -77,20 +76,14 @@ def build(folders: Sequence[Path], submitter: str, division: str, given: Mapping
         UserError: the runs make no result of MLPerf, or the folder cannot be written.
     """
     system.path_name("--submitter", submitter)
-    if out.exists() or out.is_symlink():
-        raise UserError("--out", f"{out} exists", "Name a folder that does not exist yet")
+    aside.refuse_existing(out)
     summary = summarize(folders)
     results = [json.loads((run.folder / "result.json").read_text()) for run in summary.runs]
     _admit(summary, results, division)
     known = next((it for it in BENCHMARKS if it.name == summary.benchmark), RESNET)
     name = system.path_name("system_id", str(given.get("system_id") or results[0]["plan"]["config"]["hw"]["name"]))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except OSError as error:
-        raise UserError("--out", f"{out} cannot be written: {error.strerror}", "Name another folder") from None
-    try:
-        root = aside / submitter
+    with aside.written(out) as folder:
+        root = folder / submitter
         (root / "systems").mkdir(parents=True)
         description = describe(results[0], given, submitter, division)
         (root / "systems" / f"{name}.json").write_text(json.dumps(description, indent=2) + "\n")
@@ -104,13 +97,6 @@ def build(folders: Sequence[Path], submitter: str, division: str, given: Mapping
         config = results[0]["plan"]["config"]
         (source / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         (source / "README.md").write_text(_readme(results[0], summary))
-        aside.chmod(0o755)
-        aside.rename(out)
-    except OSError as error:
-        problem = f"{error.filename or out} cannot be written: {error.strerror}"
-        raise UserError("--out", problem, "Make room, or name another folder") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return Package(out / submitter, summary, known.ruleset)
 
 
