@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,11 +70,13 @@ def figures(result: dict[str, Any], run: Path) -> dict[str, Any]:
     logged = result["tests"].get("performance", {}).get("loadgen", {})
     found = {name: metrics[name] for name in FIGURES if name in metrics} | steady(run)
     log = run / "engine.log"
+    said = log.read_text(errors="replace") if log.exists() else ""
     failed = result["run"]["status"] != "finished"
     return found | {
         "loadgen": logged.get("result_validity"), "status": result["run"]["status"], "error": result["run"]["error"],
         "warnings": result["verdict"]["warnings"], "start_s": result["phases"].get("start_s"),
-        "log": log.read_text(errors="replace")[-1500:] if failed and log.exists() else None,
+        "log": said[-1500:] if failed else None,
+        "start": [line[-160:] for line in said.splitlines() if re.search(r"(took|in) [\d.]+ ?s", line)][:20],
     }  # fmt: skip
 
 
