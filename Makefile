@@ -43,7 +43,7 @@ test-clusters: setup-dev
 	@tests/clusters/k8s_build.sh
 	@MLPERF_TEST_CLUSTERS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/clusters tests/launchers/test_ray.py tests/sut/test_replicas*.py $(ARGS)
 
-# As root; Debian's faketime sets the clock of one run. Writes the table in docs/reliability.md; about half an hour.
+# As root, with a C compiler for the clock of one run. Writes the table in docs/reliability.md; a quarter of an hour.
 faults: setup-dev
 	@$(BIN)/python -m tests.faults $(ARGS)
 	@MLPERF_KILLS=200 $(BIN)/python -m pytest -n 0 tests/faults/test_kills.py

@@ -26,6 +26,7 @@ from mlperf_exp.messages import Answers, Completion, Plan, Queries
 from mlperf_exp.records import Live, Records
 from mlperf_exp.sut.base import HoldsSamples, SystemUnderTest
 
+_CLOCK_STEP_S = 0.5  # between two looks a tenth of a second apart
 _GRACE_S = 5.0  # how long LoadGen may take to end by itself after an abort
 _PART = 8192  # queries that are written down and handed over at once, of the millions that the Offline scenario sends
 _abandoned = False
@@ -161,6 +162,7 @@ def _watch(
 ) -> bool:
     """Wait for the test; returns whether it was interrupted. Aborts it where it cannot end well."""
     interrupted = False
+    ahead_s = time.time() - time.monotonic()
     progress, progress_at = 0, time.monotonic()
     leave_at = float("inf")
     next_look = time.monotonic() + interval_s
@@ -171,6 +173,12 @@ def _watch(
                 thread.join(_GRACE_S)
                 break
             now = time.monotonic()
+            step_s, ahead_s = time.time() - now - ahead_s, time.time() - now
+            if abs(step_s) > _CLOCK_STEP_S:
+                driver.failed(
+                    f"the system's clock was set {'back' if step_s < 0 else 'forward'} by {abs(step_s):.1f} s during "
+                    "the test, and LoadGen's schedule and latencies go by it"
+                )
             if now >= next_look:
                 next_look = now + interval_s
                 on_live(driver.records.live())
