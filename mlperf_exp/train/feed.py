@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -112,6 +112,11 @@ class Stages:
             self.waited_s += time.perf_counter() - began
             yield batch
         self._next = end
+
+    def close(self) -> None:
+        """Nothing more is read; ends what works ahead."""
+        if isinstance(self._batches, Generator):
+            self._batches.close()
 
 
 class _Places:

@@ -1,4 +1,7 @@
-"""Images of :mod:`mlperf_exp.train.folders`, read and augmented."""
+"""Images of :mod:`mlperf_exp.train.folders`, read and augmented.
+
+Its imports stand at the top: readers are forked from the rank, and need not each make them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
+from torchvision.transforms import functional as tf
 
 from mlperf_exp.train.feed import UnreadableSample
 from mlperf_exp.train.folders import Split
@@ -35,8 +40,6 @@ class View(NamedTuple):
 
 def seen(image: Any, view: View, size: int) -> Any:
     """The square of ``size`` pixels that ``view`` takes of a PIL image, or of a uint8 tensor of shape (3, H, W)."""
-    from torchvision.transforms import functional as tf
-
     part = tf.crop(image, view.top, view.left, view.height, view.width)
     square = tf.crop(tf.resize(part, [view.rows, view.columns], antialias=True), view.row, view.column, size, size)
     return tf.hflip(square) if view.flip else square
@@ -52,8 +55,6 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
         return len(self.split)
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[torch.Tensor, int]:
-        from torchvision.transforms import functional as tf
-
         image = read(self.path(place))
         return tf.pil_to_tensor(seen(image, self.view(place, *image.size), self.size)), self.label(place)
 
@@ -107,8 +108,6 @@ def read(path: Path) -> Any:
     Raises:
         UnreadableImage: it is no image, or not a whole one.
     """
-    from PIL import Image
-
     try:
         with Image.open(path) as image:
             return image.convert("RGB")

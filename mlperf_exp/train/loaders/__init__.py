@@ -13,7 +13,7 @@ from mlperf_exp.train.feed import Source
 from mlperf_exp.train.images import Images
 from mlperf_exp.train.job import Job
 
-_MODULES = {"torchvision": "pixels"}
+_MODULES = {"torchvision": "pixels", "nvjpeg": "nvjpeg", "dali": "dali"}
 
 
 class Loading(Protocol):
