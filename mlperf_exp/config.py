@@ -95,6 +95,8 @@ class Loader(Enum):
     """What reads and decodes training images."""
 
     torchvision = "torchvision"  # Pillow and torchvision, in processes of their own
+    nvjpeg = "nvjpeg"  # on the GPU, by torchvision's nvJPEG
+    dali = "dali"  # NVIDIA DALI: on the GPU, or on a processor; an extra
 
 
 class Device(Enum):

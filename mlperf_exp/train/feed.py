@@ -7,8 +7,9 @@ the same step however many ranks share them, and a run that is continued at step
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,11 +48,13 @@ class UnreadableSample(RuntimeError):
 class Files:
     """Samples read by worker processes, which go on without a break at the ends of epochs.
 
-    ``samples`` maps an (epoch, index) pair to a sample.
+    ``samples`` maps an (epoch, index) pair to a sample; ``collate`` makes a batch of them, torch's own way where None.
     """
 
-    def __init__(self, job: Job, rank: int, samples: Dataset[Any]) -> None:
-        self._job, self._rank, self._samples = job, rank, samples
+    def __init__(
+        self, job: Job, rank: int, samples: Dataset[Any], collate: Callable[[list[Any]], Any] | None = None
+    ) -> None:
+        self._job, self._rank, self._samples, self._collate = job, rank, samples, collate
 
     def open(self, first_step: int) -> Iterator[Batch]:
         """See :class:`Source`."""
@@ -59,11 +62,12 @@ class Files:
         loader: DataLoader[Any] = DataLoader(
             self._samples,
             batch_sampler=_Places(job, self._rank, first_step),
+            collate_fn=self._collate,
             num_workers=job.workers,
-            pin_memory=job.device == "cuda",
+            pin_memory=job.device == "cuda" and self._collate is None,
             prefetch_factor=4 if job.workers else None,
             multiprocessing_context="fork" if job.workers else None,  # shares the list of files
-            worker_init_fn=_one_thread,
+            worker_init_fn=begin_reading,
         )
         return iter(loader)
 
@@ -109,6 +113,11 @@ class Stages:
             yield batch
         self._next = end
 
+    def close(self) -> None:
+        """Nothing more is read; ends what works ahead."""
+        if isinstance(self._batches, Generator):
+            self._batches.close()
+
 
 class _Places:
     """:func:`places` as a batch sampler."""
@@ -120,6 +129,11 @@ class _Places:
         return places(*self._arguments)
 
 
-def _one_thread(_: int) -> None:
-    """Many workers with many threads each would only stand in each other's way."""
+def begin_reading(_: int) -> None:
+    """A worker process begins.
+
+    Many workers with many threads each would only stand in each other's way. What the parent left to be collected is
+    not collected here, where the threads that it may wait for are missing.
+    """
+    gc.freeze()
     torch.set_num_threads(1)

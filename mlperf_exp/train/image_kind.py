@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from mlperf_exp.config import Config, Device, Loader, Optimizer, Training
-from mlperf_exp.errors import UserError
+from mlperf_exp.errors import UserError, missing_extra
 from mlperf_exp.messages import Derived, Plan
 from mlperf_exp.train.folders import find as find_images
 from mlperf_exp.train.hyperparameters import IMAGENET_TRAIN, IMAGENET_VAL, LARS, Point, reference
@@ -39,6 +40,9 @@ def plan(config: Config, derived: list[Derived]) -> dict[str, Any]:
     if rules.optimizer is Optimizer.adamw:
         raise UserError("scenario.optimizer", "adamw is not for images", "Give lars or sgd")
     loader = config.backend.loader or Loader.torchvision
+    if loader is Loader.nvjpeg and config.hw.device is not Device.cuda:
+        problem = f"nvjpeg decodes on an NVIDIA GPU, and hw={config.hw.name} has none"
+        raise UserError("backend.loader", problem, "Leave it out, or give torchvision or dali")
     settings = {"loader": loader.name} | _batch(config, derived)
     batch = rules.global_batch_size
     assert batch is not None
@@ -73,6 +77,8 @@ def find(plan: Plan) -> TrainingData:
         return TrainingData(None, dataset.samples or IMAGENET_TRAIN, IMAGENET_VAL)
     if dataset.samples is not None:
         raise UserError("dataset.samples", "training takes all of the data set", "Leave it out")
+    if plan.engine["loader"] == Loader.dali.name and not _installed("nvidia.dali"):
+        raise missing_extra("nvidia-dali-cuda130", "backend.loader=dali", "dali")
     folder = folder_of(dataset)
     if folder is None:
         raise UserError("dataset.path", f"{dataset.name} needs a folder", "Give one, or choose dataset=digits")
@@ -168,6 +174,14 @@ def _batch(config: Config, derived: list[Derived]) -> dict[str, Any]:
             size, why = world * (at_once or _CPU_SHARE), "for a processor"
         fill(config, derived, "global_batch_size", size, why)
     return divided(config, derived, "samples", _fits(config))
+
+
+def _installed(package: str) -> bool:
+    """Whether it can be imported, without doing it."""
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # not even the package around it
+        return False
 
 
 def _fits(config: Config) -> int:

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
-from mlperf_exp.train import feed, folders, images
+from mlperf_exp.train import feed, folders, images, loaders
 from mlperf_exp.train.classifier import Classifier
 from mlperf_exp.train.feed import Batch, Source
 from mlperf_exp.train.job import ImageTask, Job
@@ -34,16 +34,8 @@ def data(job: Job, rank: int) -> tuple[Source, Any]:
     if job.data is None:
         return feed.Synthetic(job, lambda: random_batch(job, rank)), None
     train, val = folders.find(Path(job.data))
-    shares = torch.utils.data.Subset(images.ValidationImages(val, task.image_size), range(rank, len(val), job.world))
-    validation = torch.utils.data.DataLoader(
-        shares,
-        batch_size=job.micro_batch,
-        num_workers=job.workers,
-        pin_memory=job.device == "cuda",
-        persistent_workers=job.workers > 0,
-    )
     augmented = images.TrainingImages(train, task.image_size, job.seed, task.crop_min_area, task.flip)
-    return feed.Files(job, rank, augmented), validation
+    return loaders.of(task.loader).data(job, rank, augmented, images.ValidationImages(val, task.image_size))
 
 
 def random_batch(job: Job, rank: int) -> Batch:

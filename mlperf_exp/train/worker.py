@@ -97,6 +97,8 @@ def train(job: Job, rank: int) -> None:
         if rank == 0 and whole and pace.made > course.first_step and pace.made == learner.step_done:
             _save(job, rank, learner, trainer)
         raise
+    finally:
+        stages.close()
     log.run_stop(reached=status == "reached")
     if rank == 0:
         write_json(job.folder / "outcome.json", asdict(course.outcome(status, tuple(torn))))

@@ -1,8 +1,12 @@
 """Folders of images: what is wrong with one is told in one line."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import functional as tf
 
 from mlperf_exp.errors import UserError
 from mlperf_exp.train import folders, images, sources
@@ -48,6 +52,26 @@ def test_drawing_leaves_the_global_generator_alone(data):
     torch.manual_seed(5)
     images.TrainingImages(train, 16, seed=1)[(0, 0)]
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (20, 1000), (1000, 20), (1, 1), (224, 224)])
+def test_the_same_is_drawn_as_torchvision_draws(width, height):
+    split = folders.Split(Path(), ("a", "b"), ("x",), (0,))
+    for seed in range(40):
+        ours = images.TrainingImages(split, 16, seed).view((2, 0), width, height)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(images._mix(seed, 2, 0))
+            theirs = RandomResizedCrop.get_params(torch.empty(3, height, width), [0.08, 1.0], [3 / 4, 4 / 3])
+            assert ours.flip == bool(torch.rand(()) < 0.5)
+        assert ours[:4] == theirs
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 501), (33, 32), (1000, 37)])
+def test_the_centre_is_torchvision_s(tmp_path, width, height):
+    picture(tmp_path / "x.jpg", size=(width, height))
+    split = folders.Split(tmp_path, ("a", "b"), ("x.jpg",), (0,))
+    theirs = tf.center_crop(tf.resize(images.read(tmp_path / "x.jpg"), [round(32 * 256 / 224)]), [32, 32])
+    assert torch.equal(images.ValidationImages(split, 32)[(0, 0)][0], tf.pil_to_tensor(theirs))
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])

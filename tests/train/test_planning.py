@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from mlperf_exp import cli
 from mlperf_exp.errors import UserError
 from mlperf_exp.plan import make_plan
-from mlperf_exp.train import nodes
+from mlperf_exp.train import image_kind, nodes
 from mlperf_exp.train.hyperparameters import LARS
 
 
@@ -81,12 +81,29 @@ def test_sgd_gets_its_own_hyperparameters():
         ("hw=h200 search=max_qps", "search", "has no rate"),
         ("hw=h200 model=bert_base", "backend", "does not run bert_base"),
         ("hw=h200 tracking.uri=http://a:b@h", "tracking.uri", "user name"),
+        ("hw=cpu backend.loader=nvjpeg", "backend.loader", "nvjpeg decodes on an NVIDIA GPU, and hw=cpu has none"),
     ],
 )
 def test_slips_are_refused_by_their_key(words, key, says):
     error = refusal(*words.split())
     assert error.key == key
     assert says in str(error)
+
+
+@pytest.mark.parametrize("words", ["hw=h200", "hw=h200 backend.loader=nvjpeg", "hw=cpu backend.loader=dali"])
+def test_a_loader_reaches_the_ranks(words):
+    loader = words.partition("loader=")[2] or "torchvision"
+    it = plan(*words.split())
+    assert it.engine["loader"] == image_kind.task(it).loader == loader
+
+
+def test_a_package_that_lacks_is_named_with_its_command_before_anything_starts(monkeypatch):
+    it = plan("hw=cpu", "backend.loader=dali", "dataset.path=/nowhere")
+    monkeypatch.setattr(image_kind, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs the package nvidia-dali-cuda130") as caught:
+        image_kind.find(it)
+    assert caught.value.key == "backend.loader=dali"
+    assert caught.value.remedy == 'Run: pip install "mlperf-exp[dali]"'
 
 
 def test_training_is_not_a_backend_for_serving():
