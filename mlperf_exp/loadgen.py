@@ -26,6 +26,7 @@ from mlperf_exp.messages import Answers, Completion, Plan, Queries
 from mlperf_exp.records import Live, Records
 from mlperf_exp.sut.base import HoldsSamples, SystemUnderTest
 
+_NO_TOKEN = array("i", [0])
 _CLOCK_STEP_S = 0.5  # between two looks a tenth of a second apart
 _GRACE_S = 5.0  # how long LoadGen may take to end by itself after an abort
 _PART = 8192  # queries that are written down and handed over at once, of the millions that the Offline scenario sends
@@ -122,7 +123,7 @@ def run_test(
     audit_path = log_dir / "audit.config"  # named always: LoadGen would else apply a stray one in the working directory
     if audit is not None:
         write_atomic(audit_path, audit)
-    driver = _Driver(sut, _expected(plan, chosen))
+    driver = _Driver(sut, _expected(plan, chosen), bool(chosen.use_token_latencies))
     thread = threading.Thread(
         target=driver.start, args=(chosen, log_dir, audit_path, total_samples), name="loadgen", daemon=True
     )
@@ -201,8 +202,9 @@ def _watch(
 class _Driver:
     """LoadGen's callbacks on one side, the system's sink on the other."""
 
-    def __init__(self, sut: SystemUnderTest, expected: int) -> None:
+    def __init__(self, sut: SystemUnderTest, expected: int, tokens: bool) -> None:
         self.sut = sut
+        self._tokens = tokens  # LoadGen wants first tokens
         self.records = Records(expected)
         self.failure: str | None = None
         self.crashed: str | None = None
@@ -250,6 +252,7 @@ class _Driver:
 
     def _issue(self, responses: list[int], indices: list[int]) -> None:
         if self.closed:
+            self._no_tokens(responses)
             lg.QuerySamplesComplete([lg.QuerySampleResponse(response, 0, 0, 0) for response in responses])
             return
         try:
@@ -288,7 +291,10 @@ class _Driver:
             fresh = self.records.claim(completions)
             if not fresh:
                 return
-            responses = self.records.responses
+            responses, started = self.records.responses, self.records.first_token_ns
+            silent = [responses[c.row] for c in fresh if c.error is not None and not started[c.row]]
+            if silent:
+                self._no_tokens(silent)
             buffers, answers = [], []
             for completion in fresh:
                 tokens = completion.tokens
@@ -298,6 +304,12 @@ class _Driver:
                 count = completion.generated
                 answers.append(lg.QuerySampleResponse(responses[completion.row], address, 4 * size, count))
             lg.QuerySamplesComplete(answers)
+
+    def _no_tokens(self, responses: Sequence[int]) -> None:
+        """Before errors without a token: where LoadGen logs answers it reads the first one, and crashes without it."""
+        if self._tokens:
+            address, _ = _NO_TOKEN.buffer_info()
+            lg.FirstTokenComplete([lg.QuerySampleResponse(response, address, 4) for response in responses])
 
     def complete_many(self, answers: Answers) -> None:
         """See :class:`mlperf_exp.sut.base.Sink`."""

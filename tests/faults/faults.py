@@ -246,12 +246,14 @@ def two_in_one_folder(attempt: Attempt) -> None:
 def _served(kind: Kind) -> Callable[[Attempt], None]:
     def serve(attempt: Attempt) -> None:
         with Server() as server:
-            server.everything = kind
-            attempt.hurt()
-            words = [word for word in SHORT[attempt.scenario] if not word.startswith("backend")]
+            server.everything = Kind.GOOD
+            words = [word for word in STEADY[attempt.scenario] if not word.startswith("backend")]
             attempt.start(*words, "scenario.samples=72", "backend=openai", f"backend.urls=[{server.url}]",
                           "backend.served_model=tiny", "backend.idle_timeout_s=3", "backend.request_timeout_s=6",
                           NO_TRACKING, "scenario.stall_timeout_s=15")  # fmt: skip
+            attempt.begun(10)
+            attempt.hurt()
+            server.everything = kind
             attempt.end()
 
     return serve
@@ -322,8 +324,7 @@ def problems(fault: Fault, attempt: Attempt) -> list[str]:
         result = attempt.result()
     except ValueError:
         return [*found, "result.json is torn"]
-    told = " ".join([attempt.said(), *(result.get("verdict") or {}).get("warnings", ())])
-    if fault.says and not any(word in told for word in fault.says):
+    if fault.says and told(fault, attempt) is None:
         found.append(f"said: {attempt.said()[:150]}")
     if fault.record is not None and (result.get("run") or {}).get("status") != fault.record:
         found.append(f"the record says {(result.get('run') or {}).get('status')}")
@@ -336,6 +337,15 @@ def problems(fault: Fault, attempt: Attempt) -> list[str]:
     if (status := attempt.later_run()) != 0:
         found.append(f"a later run ended with {status}")
     return found
+
+
+def told(fault: Fault, attempt: Attempt) -> str | None:
+    """The sentence that gives the reason: the last one on stderr, or one of the verdict's; None where none does."""
+    with contextlib.suppress(ValueError):
+        verdict = attempt.result().get("verdict") or {}
+        sentences = [attempt.said(), *verdict.get("warnings", ()), *verdict.get("reasons", ())]
+        return next((text for text in sentences if any(word in text for word in fault.says)), None)
+    return None
 
 
 def kept(attempt: Attempt) -> str:
@@ -355,7 +365,7 @@ def as_row(fault: Fault, attempt: Attempt, wrong: list[str]) -> dict[str, object
         "scenario": attempt.scenario,
         "status": attempt.status,
         "seconds": round(attempt.seconds, 1),
-        "said": attempt.said()[:160] if fault.status != (0,) else "",
+        "said": (told(fault, attempt) or (attempt.said() if attempt.status else ""))[:160],
         "kept": kept(attempt),
         "wrong": wrong,
     }
