@@ -60,6 +60,7 @@ def judged(rows: list[dict[str, float]]) -> dict[str, Any]:
     return {
         "looks": len(rows),
         "rss_mib": [round(value / 2**20, 1) for value in median["rss"]],
+        "rss_mib_by_tenths": [round(row["rss"] / 2**20, 2) for row in rows[:: max(1, part)]],
         "growth_percent": 100 * grown / median["rss"][0],
         "growth_bytes_a_query": grown / max(1, queries),
         "open_files": median["files"],
