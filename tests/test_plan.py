@@ -25,6 +25,7 @@ from mlperf_exp.config import (
     Hardware,
     ImageClassifier,
     Images,
+    LanguageModel,
     Prompts,
     Questions,
     Ray,
@@ -328,7 +329,12 @@ def _wrong() -> Iterator[tuple[str, str, float]]:
     kinds: dict[str, list[tuple[str, Any]]] = {
         "scenario": [("vllm", ScenarioRules), ("lightning", Training)],
         "backend": list(BACKENDS.items()),
-        "model": [("vllm", Decoder), ("torch", ImageClassifier), ("packed", ExtractiveQa)],
+        "model": [
+            ("vllm", Decoder),
+            ("torch", ImageClassifier),
+            ("packed", ExtractiveQa),
+            ("text", LanguageModel),
+        ],
         "dataset": [("vllm", Prompts), ("torch", Images), ("packed", Questions)],
     }
     for key, (least, most) in RANGES.items():
@@ -365,7 +371,8 @@ def _configs(backend: str) -> Any:
     if backend not in _by_backend:
         words = {"openai": ["backend=openai", "backend.urls=[http://h]"], "torch": ["model=resnet50"],
                  "lightning": ["model=resnet50", "scenario=train"],
-                 "packed": ["model=bert_large"]}  # fmt: skip
+                 "packed": ["model=bert_large"],
+                 "text": ["model=llama3_8b_pretrain", "scenario=train", "hw=8xh100"]}  # fmt: skip
         _by_backend[backend] = compose("config", ["hw=h100", *words.get(backend, [f"backend={backend}"])])
     return _by_backend[backend].copy()
 

@@ -18,8 +18,9 @@ SHORT = ["model=llama3_tiny", "backend=simulated", "scenario=offline", "scenario
 
 
 def clean() -> dict[str, str]:
-    """This process's variables but Ray's: a test beside this one that imports Ray in this process sets some."""
-    return {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    """This process's variables but those that Ray and Lightning set, where a test beside this one imports them."""
+    set_by_others = ("RAY_", "PYTORCH_NVML_")
+    return {k: v for k, v in os.environ.items() if not k.startswith(set_by_others)}
 
 
 @pytest.fixture(scope="module")

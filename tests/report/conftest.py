@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,16 +69,15 @@ RESULT: dict[str, Any] = {
 def fill(count: int, qps: float = 20.0, errors: int = 0) -> Records:
     """Records of a Poisson load of ``count`` queries, as if it had been run."""
     draw = np.random.default_rng(7)
-    records, start = Records(), 10**12
+    records, start = Records(count), 10**12
     issued = np.cumsum(draw.exponential(1 / qps, count))
     tokens = draw.integers(20, 129, count)
     first = issued + draw.lognormal(np.log(0.18), 0.5, count)
     done = first + draw.lognormal(np.log(0.03), 0.2, count) * (tokens - 1)
-    records.responses.extend(range(count))
-    records.index.frombytes(draw.integers(0, 64, count).astype(np.int64).tobytes())
+    records.add(range(count), draw.integers(0, 64, count).tolist())
     for column, seconds in ((records.issued_ns, issued), (records.first_token_ns, first), (records.completed_ns, done)):
-        column.frombytes((start + seconds * 1e9).astype(np.int64).tobytes())
-    records.tokens.frombytes(tokens.astype(np.int64).tobytes())
+        column[:count] = array("q", (start + seconds * 1e9).astype(np.int64).tobytes())
+    records.tokens[:count] = array("q", tokens.astype(np.int64).tobytes())
     records.errors.update(dict.fromkeys(range(errors), "the engine is lost"))
     return records
 
