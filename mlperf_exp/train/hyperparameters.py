@@ -6,9 +6,9 @@ Source: MLCommons' reference convergence points for ResNet-50 with LARS (mlcommo
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left
 from dataclasses import dataclass
+
+from mlperf_exp.train.points import locate
 
 IMAGENET_TRAIN, IMAGENET_VAL = 1_281_167, 50_000
 
@@ -51,34 +51,17 @@ def reference(global_batch: int) -> tuple[Point, str]:
     batch size; weight decay and momentum, of which MLPerf allows only certain values, are the nearer point's. Outside:
     the nearest point's, with the rate scaled by the square root of the ratio.
     """
-    sizes = [point.global_batch for point in LARS]
-    i = bisect_left(sizes, global_batch)
-    if i < len(LARS) and sizes[i] == global_batch:
-        return LARS[i], f"the reference point of batch size {global_batch:,}"
-    if i in (0, len(LARS)):
-        edge = LARS[0] if i == 0 else LARS[-1]
-        scale = math.sqrt(global_batch / edge.global_batch)
-        steps = max(1, round(edge.decay_epochs * IMAGENET_TRAIN / global_batch))
-        why = f"scaled from the nearest reference point, batch size {edge.global_batch:,}"
-        point = Point(
-            global_batch, edge.base_lr * scale, edge.warmup_epochs, edge.weight_decay, edge.momentum, steps, edge.epochs
-        )
-        return point, why
-    low, high = LARS[i - 1], LARS[i]
-    share = math.log(global_batch / low.global_batch) / math.log(high.global_batch / low.global_batch)
-    near = low if share < 0.5 else high
-
-    def between(a: float, b: float) -> float:
-        return a + (b - a) * share
-
-    epochs = between(low.decay_epochs, high.decay_epochs)
+    place = locate(LARS, global_batch)
+    low, high = place.low, place.high
+    near = low if place.share < 0.5 else high
+    epochs = place.between(low.decay_epochs, high.decay_epochs)
     point = Point(
         global_batch,
-        between(low.base_lr, high.base_lr),
-        round(between(low.warmup_epochs, high.warmup_epochs)),
+        place.scale * place.between(low.base_lr, high.base_lr),
+        round(place.between(low.warmup_epochs, high.warmup_epochs)),
         near.weight_decay,
         near.momentum,
         max(1, round(epochs * IMAGENET_TRAIN / global_batch)),
-        between(low.epochs, high.epochs),
+        place.between(low.epochs, high.epochs),
     )
-    return point, f"between the reference points of batch sizes {low.global_batch:,} and {high.global_batch:,}"
+    return point, place.why

@@ -7,8 +7,9 @@ twenty runs; the training policies for what all share.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from dataclasses import dataclass
+
+from mlperf_exp.train.points import locate
 
 EVAL_EVERY, EVAL_SAMPLES = 12_288, 1024
 MAX_STEPS = 1_200_000  # at the end of the cosine, which no run comes near
@@ -46,28 +47,15 @@ def reference(global_batch: int) -> tuple[Point, str]:
     On a reference point: that point. Between two: interpolated over the logarithm of the batch size. Outside: the
     nearest point's, with the rate scaled by the square root of the ratio.
     """
-    sizes = [point.global_batch for point in POINTS]
-    i = bisect_left(sizes, global_batch)
-    if i < len(POINTS) and sizes[i] == global_batch:
-        return POINTS[i], f"the reference point of batch size {global_batch:,}"
-    if i in (0, len(POINTS)):
-        edge = POINTS[0] if i == 0 else POINTS[-1]
-        rate = edge.base_lr * math.sqrt(global_batch / edge.global_batch)
-        why = f"scaled from the nearest reference point, batch size {edge.global_batch:,}"
-        return Point(global_batch, rate, edge.warmup_samples, edge.samples), why
-    low, high = POINTS[i - 1], POINTS[i]
-    share = math.log(global_batch / low.global_batch) / math.log(high.global_batch / low.global_batch)
-
-    def between(a: float, b: float) -> float:
-        return a + (b - a) * share
-
+    place = locate(POINTS, global_batch)
+    low, high = place.low, place.high
     point = Point(
         global_batch,
-        between(low.base_lr, high.base_lr),
-        between(low.warmup_samples, high.warmup_samples),
-        between(low.samples, high.samples),
+        place.scale * place.between(low.base_lr, high.base_lr),
+        place.between(low.warmup_samples, high.warmup_samples),
+        place.between(low.samples, high.samples),
     )
-    return point, f"between the reference points of batch sizes {low.global_batch:,} and {high.global_batch:,}"
+    return point, place.why
 
 
 def small_rate(parameters: int) -> float:
