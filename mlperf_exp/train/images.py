@@ -5,7 +5,9 @@ Its imports stand at the top: readers are forked from the rank, and need not eac
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,17 +104,27 @@ class ValidationImages(Images):
         return View(0, 0, height, width, rows, columns, row, column, flip=False)
 
 
-def read(path: Path) -> Any:
-    """An image file as a PIL image in RGB.
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Whatever Pillow raises inside, as one error that names ``path``.
 
     Raises:
         UnreadableImage: it is no image, or not a whole one.
     """
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        yield
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UnreadableImage(f"{path} cannot be read as an image: {error}") from None
+
+
+def read(path: Path) -> Any:
+    """An image file as a PIL image in RGB.
+
+    Raises:
+        UnreadableImage: see :func:`reading`.
+    """
+    with reading(path), Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def _part(width: int, height: int, min_area: float, generator: torch.Generator) -> tuple[int, int, int, int]:

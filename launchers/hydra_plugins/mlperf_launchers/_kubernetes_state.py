@@ -157,9 +157,8 @@ def _lost(pods: Sequence[Object], history: History, look: Look) -> Kind | None:
     """Which fault it is where a pod has been deleted, or its node does not answer any more."""
     seen = {_index(pod): pod for pod in pods if not replacement(pod, history)}
     replaced = {_index(pod) for pod in pods if replacement(pod, history)}  # while the first one is being deleted
-    for index in history.pods:
-        if index not in seen:
-            return _deleted(history)
+    if any(index not in seen for index in history.pods):
+        return _deleted(history)
     for index, pod in seen.items():
         history.pods.setdefault(index, pod["metadata"]["uid"])
         node = pod["spec"].get("nodeName")

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from mlperf_exp.train.images import Images, UnreadableImage, View, read
+from mlperf_exp.train.images import Images, View, read, reading
 
 JPEG, _END = b"\xff\xd8", b"\xff\xd9"
 
@@ -49,12 +49,10 @@ class CodedImages(Dataset[CodedImage]):
 
     def __getitem__(self, place: tuple[int, int]) -> CodedImage:
         path = self._images.path(place)
-        try:
+        with reading(path):
             content = path.read_bytes()
             with Image.open(io.BytesIO(content)) as image:
                 kind, mode, (width, height) = image.format, image.mode, image.size
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UnreadableImage(f"{path} cannot be read as an image: {error}") from None
         if kind != "JPEG" or mode not in ("L", "RGB") or not content.endswith(_END):
             pixels = io.BytesIO()
             read(path).save(pixels, "PPM")

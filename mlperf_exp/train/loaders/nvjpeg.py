@@ -12,7 +12,7 @@ from torchvision.transforms import functional as tf
 
 from mlperf_exp.errors import RunFailed
 from mlperf_exp.train.feed import Batch, Source
-from mlperf_exp.train.images import Images, UnreadableImage, seen
+from mlperf_exp.train.images import Images, reading, seen
 from mlperf_exp.train.job import Job
 from mlperf_exp.train.loaders import ahead
 from mlperf_exp.train.loaders.coded import JPEG, CodedBatch
@@ -99,11 +99,8 @@ class Decoder:
             return [None]
 
     def _by_pillow(self, file: torch.Tensor, path: str) -> torch.Tensor:
-        try:
-            with Image.open(io.BytesIO(file.numpy().tobytes())) as image:
-                pixels: torch.Tensor = tf.pil_to_tensor(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UnreadableImage(f"{path} cannot be read as an image: {error}") from None
+        with reading(path), Image.open(io.BytesIO(file.numpy().tobytes())) as image:
+            pixels: torch.Tensor = tf.pil_to_tensor(image.convert("RGB"))
         return pixels.to(self._device)
 
 
