@@ -32,6 +32,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bare_vllm import generate
 from points import sweep
 
 BARS = {
@@ -40,31 +41,7 @@ BARS = {
 }  # fmt: skip
 TUNING = "backend.engine.quantization=fp8", "backend.engine.kv_cache_dtype=fp8"
 LAYER_PARAMETERS, HEAD_PARAMETERS, LAYERS, WIDTH = 6_979_321_856, 525_336_576, 32, 4096
-
-BARE = """
-import json, sys, time
-job = json.load(open(sys.argv[1]))
-if __name__ == "__main__":
-    from vllm import LLM, SamplingParams
-    began = time.perf_counter()
-    engine = LLM(model=job["model"], **job["engine"])
-    started = time.perf_counter() - began
-    params = SamplingParams(temperature=0.0, max_tokens=128, min_tokens=1, stop_token_ids=job["stop"], detokenize=False)
-    prompts = [{"prompt_token_ids": ids} for ids in job["prompts"]]
-    engine.generate(sorted(prompts, key=lambda p: len(p["prompt_token_ids"]))[-8:], params, use_tqdm=False)
-    seconds, tokens = [], 0
-    for _ in range(job["repeats"]):
-        began = time.perf_counter()
-        answers = engine.generate(prompts, params, use_tqdm=False)
-        seconds.append(time.perf_counter() - began)
-        tokens = sum(len(answer.outputs[0].token_ids) for answer in answers)
-    if job["profile"]:
-        engine.start_profile()
-        engine.generate(prompts[:1200], params, use_tqdm=False)
-        engine.stop_profile()
-    json.dump({"start_s": started, "tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / min(seconds),
-               "prompt_tokens": sum(map(len, job["prompts"]))}, open(sys.argv[2], "w"))
-"""
+_PROFILED = 1200  # prompts
 
 
 def model_words(options: argparse.Namespace) -> list[str]:
@@ -93,30 +70,18 @@ def planned(options: argparse.Namespace) -> tuple[Any, Any]:
 
 def bare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """``LLM.generate`` on so many of the same prompts as the framework's offline run has."""
-    from mlperf_exp.sut.vllm import stop_tokens
-
     plan, inputs = planned(options)
-    samples = [list(inputs.samples[i % len(inputs.samples)].tokens) for i in range(count(options))]
-    job = {"model": str(inputs.model), "engine": plan.engine, "stop": stop_tokens(inputs.model), "prompts": samples,
-           "repeats": options.repeats, "profile": options.profile}  # fmt: skip
+    prompts = [list(inputs.samples[i % len(inputs.samples)].tokens) for i in range(count(options))]
+    engine = plan.engine
     if options.profile:  # a dozen steps from the middle of the load
-        job["engine"] = plan.engine | {
+        engine = engine | {
             "profiler_config": {"profiler": "torch", "torch_profiler_dir": str(folder / "profile"),
                                 "torch_profiler_with_stack": False, "ignore_frontend": True,
                                 "delay_iterations": 60, "max_iterations": 12}
         }  # fmt: skip
-    (folder / "job.json").write_text(json.dumps(job))
-    (folder / "bare.py").write_text(BARE)
-    with (folder / "bare.log").open("w") as log:
-        done = subprocess.run(
-            [sys.executable, str(folder / "bare.py"), str(folder / "job.json"), str(folder / "answer.json")],
-            stdout=log, stderr=log, timeout=options.timeout, check=False,
-            env=os.environ | {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"},
-        )  # fmt: skip
-    if done.returncode:
-        return {"error": (folder / "bare.log").read_text()[-3000:]}
-    answer: dict[str, Any] = json.loads((folder / "answer.json").read_text())
-    if options.profile:
+    answer = generate(folder, inputs.model, engine, prompts, repeats=options.repeats,
+                      profiled=_PROFILED if options.profile else 0, timeout=options.timeout)  # fmt: skip
+    if options.profile and "error" not in answer:
         answer["kernels"] = kernels(folder / "profile")
     return answer | {"engine": plan.engine, "queries": count(options)}
 

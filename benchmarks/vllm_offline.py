@@ -18,21 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-BARE = """
-import json, sys, time
-job = json.load(open(sys.argv[1]))
-if __name__ == "__main__":
-    from vllm import LLM, SamplingParams
-    engine = LLM(model=job["model"], **job["engine"])
-    params = SamplingParams(temperature=0.0, max_tokens=128, min_tokens=1, stop_token_ids=job["stop"], detokenize=False)
-    prompts = [{"prompt_token_ids": ids} for ids in job["prompts"]]
-    engine.generate(sorted(prompts, key=lambda p: len(p["prompt_token_ids"]))[-8:], params, use_tqdm=False)
-    began = time.perf_counter()
-    answers = engine.generate(prompts, params, use_tqdm=False)
-    seconds = time.perf_counter() - began
-    tokens = sum(len(answer.outputs[0].token_ids) for answer in answers)
-    json.dump({"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}, open(sys.argv[2], "w"))
-"""
+from bare_vllm import generate
 
 
 def framework(folder: Path, copies: int, samples: int) -> dict[str, Any]:
@@ -52,26 +38,13 @@ def bare(folder: Path, engine: dict[str, Any], copies: int) -> dict[str, Any]:
     """The same prompts through ``LLM.generate``."""
     from mlperf_exp.data import ARTICLES, cnn_dailymail
     from mlperf_exp.kinds.decoder import tokenizer
-    from mlperf_exp.sut.vllm import stop_tokens
     from mlperf_exp.tiny_llama import ensure
 
     model = ensure(Path("outputs") / "models" / "llama3_tiny")
     samples = cnn_dailymail.load(ARTICLES, tokenizer(model), None, 4096)
-    job = {
-        "model": str(model.absolute()),
-        "engine": engine,
-        "stop": stop_tokens(model),
-        "prompts": [list(sample.tokens) for _ in range(copies) for sample in samples],
-    }
-    (folder / "job.json").write_text(json.dumps(job))
-    (folder / "bare.py").write_text(BARE)
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
-    with (folder / "bare.log").open("w") as log:
-        subprocess.run(
-            [sys.executable, str(folder / "bare.py"), str(folder / "job.json"), str(folder / "answer.json")],
-            check=True, stdout=log, stderr=log, env=environment,
-        )  # fmt: skip
-    answer: dict[str, Any] = json.loads((folder / "answer.json").read_text())
+    answer = generate(folder, model, engine, [list(sample.tokens) for _ in range(copies) for sample in samples])
+    if "error" in answer:
+        raise SystemExit(answer["error"])
     return answer
 
 
