@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mlperf_exp.messages import EngineStart, Plan
-from mlperf_exp.sut.base import SystemUnderTest
+
+if TYPE_CHECKING:
+    from mlperf_exp.sut.base import SystemUnderTest
 
 
 @dataclass(slots=True)
@@ -55,6 +58,11 @@ def expect_another(wanted: bool) -> None:
 def shared() -> bool:
     """Whether several runs share this process."""
     return _shared
+
+
+def kept() -> bool:
+    """Whether an earlier run left its system, which then holds the GPUs' memory."""
+    return _kept is not None
 
 
 def take(engine_hash: str) -> Running | None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from mlperf_exp import cli, inputs
+from mlperf_exp import cli, inputs, running
 from mlperf_exp.errors import UserError
 from mlperf_exp.kinds.decoder import RougeScorer
 from mlperf_exp.loadgen import settings
@@ -154,6 +154,9 @@ def test_profile_and_machine_are_compared(tmp_path: Path, monkeypatch: pytest.Mo
     assert "describes a NVIDIA A30, this machine has a NVIDIA L4" in another
     assert "says 23.5 GiB a GPU, the driver 22.5 GiB" in less
     assert "in use by others: 8.8 GiB" in used
+    with monkeypatch.context() as within:  # memory of the engine that the sweep's last job left is not others'
+        within.setattr(running, "_kept", object())
+        assert len(inputs.check_machine(plan("hw=a30"))) == 2
     with pytest.raises(UserError, match=r"wants 8 NVIDIA GPUs on this machine, which has 1 \(NVIDIA L4\)"):
         inputs.check_machine(plan("hw=8xh100"))
     assert inputs.check_machine(plan("hw=8xh100", "backend=simulated")) == ()
