@@ -13,7 +13,7 @@ are speeds, and no run is valid.
 Bare is ``vllm.LLM.generate`` over the same prompts with the same engine arguments. The framework is the whole command:
 a sweep of its load points on one engine start, LoadGen's own rates and verdicts, MLPerf's latency bounds, and
 ``--seconds`` of load instead of 600: of a short offline run the tail (the last answers, as the batch empties) is a
-larger part, so ``steady_tokens_per_second`` gives the rate between a tenth and nine tenths of the answers as well.
+larger part.
 
 Prints JSON, also after each step into ``--out``. Bars (one H200): framework over bare 0.99; tokens/s offline 8,255,
 server 8,114, interactive 6,684, bf16 offline 5,300; start on a warm compile cache 30 s.

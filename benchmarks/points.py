@@ -68,7 +68,7 @@ def figures(result: dict[str, Any], run: Path) -> dict[str, Any]:
     """What one run measured."""
     metrics = result["metrics"]
     logged = result["tests"].get("performance", {}).get("loadgen", {})
-    found = {name: metrics[name] for name in FIGURES if name in metrics} | steady(run)
+    found = {name: metrics[name] for name in FIGURES if name in metrics}
     log = run / "engine.log"
     said = log.read_text(errors="replace") if log.exists() else ""
     failed = result["run"]["status"] != "finished"
@@ -78,23 +78,3 @@ def figures(result: dict[str, Any], run: Path) -> dict[str, Any]:
         "log": said[-1500:] if failed else None,
         "start": [line[-160:] for line in said.splitlines() if re.search(r"(took|in) [\d.]+ ?s", line)][:20],
     }  # fmt: skip
-
-
-def steady(run: Path) -> dict[str, float]:
-    """Tokens a second between a tenth and nine tenths of the answers."""
-    import numpy as np
-    import pyarrow.parquet as pq
-
-    path = next(run.glob("**/queries.parquet"), None)
-    if path is None:
-        return {}
-    table = pq.read_table(path, columns=["issued_s", "latency_ms", "tokens"])
-    issued, latency, tokens = (
-        table[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in table.column_names
-    )
-    ends = issued + latency / 1e3
-    order = np.argsort(ends)
-    low, high = int(0.1 * len(order)), int(0.9 * len(order))
-    if high <= low or ends[order[high]] <= ends[order[low]]:
-        return {}
-    return {"steady_tokens_per_second": float(tokens[order[low:high]].sum() / (ends[order[high]] - ends[order[low]]))}

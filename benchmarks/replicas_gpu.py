@@ -64,7 +64,6 @@ def main() -> None:
     one, many = report["replicas_1"], report[f"replicas_{options.gpus}"]
     for name, scenario, figure in (
         ("offline_over_one", "offline", "samples_per_second"),
-        ("offline_steady_over_one", "offline", "steady_tokens_per_second"),
         ("server_over_one", "server", "target_qps"),
     ):
         low, high = best(one, scenario, figure), best(many, scenario, figure)
