@@ -7,12 +7,13 @@ ARGS   ?=
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help python setup setup-dev demo test test-clusters faults fuzz audit lint ui clean distclean
+.PHONY: help python setup setup-dev demo test test-clusters test-replicas faults fuzz audit lint ui clean distclean
 
 help:
 	@echo 'make demo   set up .venv, run the quick start        (ARGS="scenario.target_qps=2" overrides its configuration)'
 	@echo 'make test   set up .venv, run the checks and all tests (ARGS="-k judge" chooses tests)'
-	@echo 'make test-clusters  tests on a real Kubernetes, Slurm, Ray and SkyPilot, as root; builds them once (Debian 12)'
+	@echo 'make test-clusters  launchers on a real Kubernetes, Slurm, Ray and SkyPilot, as root; builds them once (Debian 12)'
+	@echo 'make test-replicas  engines as Ray actors on nodes and hosts of this machine, lost and killed, as root'
 	@echo 'make faults what happens to a run that is hurt, as a table; make fuzz  mangled files; make audit  known weaknesses'
 	@echo 'make lint   ruff and mypy'
 	@echo 'make ui     MLflow on http://127.0.0.1:$(PORT)'
@@ -41,7 +42,10 @@ test: lint
 # Programs are built once into the user's cache folder; a file's tests share one cluster. They mostly wait: two at a time.
 test-clusters: setup-dev
 	@tests/clusters/k8s_build.sh
-	@MLPERF_TEST_CLUSTERS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/clusters tests/launchers/test_ray.py tests/sut/test_replicas*.py $(ARGS)
+	@MLPERF_TEST_CLUSTERS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/clusters tests/launchers/test_ray.py $(ARGS)
+
+test-replicas: setup-dev
+	@MLPERF_TEST_CLUSTERS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/sut/test_replicas*.py $(ARGS)
 
 # As root, with a C compiler for the clock of one run. Writes the table in docs/reliability.md; a quarter of an hour.
 faults: setup-dev

@@ -26,7 +26,7 @@ from mlperf_exp.sut.replicas.fleet import Fleet
 from tests.sut.local_placer import LocalPlacer
 
 pytestmark = pytest.mark.skipif(
-    os.environ.get("MLPERF_TEST_CLUSTERS") != "1", reason="starts and kills many processes: make test-clusters"
+    os.environ.get("MLPERF_TEST_CLUSTERS") != "1", reason="starts and kills many processes: make test-replicas"
 )
 
 SAMPLES = [Sample(tuple(range(1, 2 + i % 7)), "") for i in range(64)]

@@ -27,7 +27,7 @@ from tests.runs.runs_of_commands import SIMULATED, Finished, command
 from tests.sut.golden import assert_golden
 
 pytestmark = pytest.mark.skipif(
-    os.environ.get("MLPERF_TEST_CLUSTERS") != "1", reason="takes minutes: make test-clusters runs it"
+    os.environ.get("MLPERF_TEST_CLUSTERS") != "1", reason="takes minutes: make test-replicas runs it"
 )
 
 SEEN_S = 5.0  # a loss is seen within this time

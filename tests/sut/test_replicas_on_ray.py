@@ -20,7 +20,7 @@ from tests.runs.runs_of_commands import SIMULATED, Finished, command, run
 from tests.sut.golden import assert_golden
 
 clusters = pytest.mark.skipif(
-    os.environ.get("MLPERF_TEST_CLUSTERS") != "1", reason="takes minutes: make test-clusters runs it"
+    os.environ.get("MLPERF_TEST_CLUSTERS") != "1", reason="takes minutes: make test-replicas runs it"
 )
 
 TWO = [*SIMULATED, "backend.replicas=2", "progress=false"]
