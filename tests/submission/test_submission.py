@@ -179,6 +179,10 @@ def test_what_a_person_must_say_is_asked_for_at_once(
     values = yaml.safe_load(template)
     path.write_text(yaml.safe_dump({name: value or SYSTEM.get(name) for name, value in values.items()}))
     assert build(tmp_path / "package", path, valid / "offline") == 0
+    assert "# framework: vLLM" in template
+    change(valid / "offline", lambda result: result["plan"]["config"]["backend"].update(name="torch"))
+    assert cli.main(["template", str(valid / "offline")]) == 0
+    assert "# framework: PyTorch" in capsys.readouterr().out, "vLLM is installed there, but has no part in it"
 
 
 @pytest.mark.parametrize(
@@ -538,7 +542,12 @@ def test_rules_on_a_changed_tree(package: Path) -> None:
     assert "TTFT p99" in found(package) and "is not below the 2,000 ms of Server" in found(package)
     shutil.move(result_of(package, "Server"), result_of(package, "Interactive"))
     assert "500 ms of Interactive" in found(package)  # which MLCommons' checker holds against the server's bounds
-    (top / "model_mapping.json").unlink()
+    mapping = top / "model_mapping.json"
+    mapping.write_text('{"llama3_tiny": "resnet50"}')  # a folder's name; the checker breaks on it in a mapping
+    assert "llama3_tiny: is no benchmark of the round" in found(package)
+    mapping.write_text('{"llama3_tiny": "resnet"}')
+    assert "is no benchmark of the round" not in found(package)
+    mapping.unlink()
     assert "llama3_tiny: is no benchmark of the round" in found(package)
 
 
@@ -644,6 +653,7 @@ def test_the_round_agrees_with_loadgen_and_the_checker_where_it_is_at_hand() -> 
         if name == "llama3.1-8b":
             continue  # made small here; its edge twin is read by the same code
         model = theirs["model_mapping"].get(name, name)
+        assert rules.MAPPED[name] == model and model in theirs["models"]
         assert theirs["dataset-size"][model] == ours.samples
         assert theirs["performance-sample-count"][model] == ours.performance_samples
         assert constants.OFFLINE_MIN_SPQ_SINCE_V4[model] == ours.offline_samples
