@@ -39,11 +39,13 @@ demo: setup
 test: lint
 	@$(BIN)/python -m pytest $(ARGS)
 
-# Programs are built once into the user's cache folder; a file's tests share one cluster. They mostly wait: two at a time.
+# Programs are built once into the user's cache folder (four minutes); a file's tests share one cluster. Nine and a half
+# minutes on two cores, where they mostly wait: two at a time.
 test-clusters: setup-dev
 	@tests/clusters/k8s_build.sh
 	@MLPERF_TEST_CLUSTERS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/clusters tests/launchers/test_ray.py $(ARGS)
 
+# Engines start slowly on two cores: a quarter of an hour.
 test-replicas: setup-dev
 	@MLPERF_TEST_CLUSTERS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/sut/test_replicas*.py $(ARGS)
 
