@@ -271,7 +271,7 @@ class _Driver:
         if self.failure is None:
             self.sut.submit(queries, self)
         if self.failure is not None:  # lost before, or while this was sent
-            self.complete([Completion(query.row, error=self.failure) for query in queries])
+            self._end_waiting(first, first + len(samples))
 
     def first_token(self, rows: Sequence[int], tokens: Sequence[int] = ()) -> None:
         """See :class:`mlperf_exp.sut.base.Sink`."""
@@ -288,22 +288,30 @@ class _Driver:
     def complete(self, completions: Sequence[Completion]) -> None:
         """See :class:`mlperf_exp.sut.base.Sink`."""
         with self._answering:
-            fresh = self.records.claim(completions)
-            if not fresh:
-                return
-            responses, started = self.records.responses, self.records.first_token_ns
-            silent = [responses[c.row] for c in fresh if c.error is not None and not started[c.row]]
-            if silent:
-                self._no_tokens(silent)
-            buffers, answers = [], []
-            for completion in fresh:
-                tokens = completion.tokens
-                buffer = tokens if isinstance(tokens, array) and tokens.typecode == "i" else array("i", tokens)
-                address, size = buffer.buffer_info()
-                buffers.append(buffer)  # LoadGen copies inside the call only: keep it alive until then
-                count = completion.generated
-                answers.append(lg.QuerySampleResponse(responses[completion.row], address, 4 * size, count))
-            lg.QuerySamplesComplete(answers)
+            self._end(completions)
+
+    def _end_waiting(self, first: int = 0, end: int | None = None) -> None:
+        """Complete with the failure what has not ended of these rows; no answer comes in between, to be doubled."""
+        with self._answering:
+            self._end([Completion(row, error=self.failure) for row in self.records.unfinished(first, end)])
+
+    def _end(self, completions: Sequence[Completion]) -> None:
+        fresh = self.records.claim(completions)
+        if not fresh:
+            return
+        responses, started = self.records.responses, self.records.first_token_ns
+        silent = [responses[c.row] for c in fresh if c.error is not None and not started[c.row]]
+        if silent:
+            self._no_tokens(silent)
+        buffers, answers = [], []
+        for completion in fresh:
+            tokens = completion.tokens
+            buffer = tokens if isinstance(tokens, array) and tokens.typecode == "i" else array("i", tokens)
+            address, size = buffer.buffer_info()
+            buffers.append(buffer)  # LoadGen copies inside the call only: keep it alive until then
+            count = completion.generated
+            answers.append(lg.QuerySampleResponse(responses[completion.row], address, 4 * size, count))
+        lg.QuerySamplesComplete(answers)
 
     def _no_tokens(self, responses: Sequence[int]) -> None:
         """Before errors without a token: where LoadGen logs answers it reads the first one, and crashes without it."""
@@ -328,7 +336,7 @@ class _Driver:
         with self._failing:
             if self.failure is None:
                 self.failure = reason
-        self.complete([Completion(row, error=self.failure) for row in self.records.unfinished()])
+        self._end_waiting()
 
 
 def _nothing() -> None:

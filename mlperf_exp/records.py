@@ -180,10 +180,11 @@ class Records:
             self.ended += len(new)
         return fresh
 
-    def unfinished(self) -> list[int]:
-        """The rows that were sent and have not ended."""
+    def unfinished(self, first: int = 0, end: int | None = None) -> list[int]:
+        """The rows that were sent and have not ended, of those from ``first`` up to ``end``."""
         with self._lock:
-            return [row for row, at in enumerate(self.completed_ns[: self.issued]) if not at]
+            some = self.completed_ns[first : self.issued if end is None else min(end, self.issued)]
+        return [row for row, at in enumerate(some, first) if not at]
 
     def live(self) -> Live:
         """The state now; the window is the time since the last call."""

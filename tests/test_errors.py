@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 
 from mlperf_exp import cli, loadgen
 from mlperf_exp.compliance.audit import audit_config
-from mlperf_exp.messages import Completion, Query
+from mlperf_exp.messages import Completion, Plan, Query
 from mlperf_exp.plan import make_plan
 from mlperf_exp.sut.base import Sink
 
@@ -32,16 +32,37 @@ class Failing:
                 sink.complete([Completion(query.row, (1, 2, 3))])
 
 
-@pytest.mark.parametrize("share", [40, 100])
-@pytest.mark.parametrize("mode", ["performance", "accuracy", "TEST06"])
-@pytest.mark.parametrize("scenario", ["server", "offline"])
-def test_they_are_counted(tmp_path: Path, scenario: str, mode: str, share: int) -> None:
+class Lost:
+    """Answers half of the queries that it takes, and then is lost."""
+
+    def submit(self, queries: Sequence[Query], sink: Sink) -> None:
+        for query in list(queries)[: len(queries) // 2]:
+            sink.first_token([query.row], [1])
+            sink.complete([Completion(query.row, (1, 2, 3))])
+        sink.failed("lost")
+
+
+def planned(run_dir: Path, scenario: str) -> Plan:
     words = ["model=llama3_tiny", "backend=simulated", f"scenario={scenario}", "scenario.mode=performance",
              "scenario.min_query_count=200", "scenario.min_duration_s=0", "scenario.samples=50",
              "scenario.target_qps=400"]  # fmt: skip
     cli.register()
     with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
-        plan = make_plan(compose("config", words), tmp_path)
+        return make_plan(compose("config", words), run_dir)
+
+
+def test_what_was_answered_before_a_loss_is_not_answered_twice(tmp_path: Path) -> None:
+    outcome = loadgen.run_test(planned(tmp_path, "offline"), "performance", Lost(), 72, tmp_path, lambda _: None)  # type: ignore[arg-type]
+    records = outcome.records
+    assert (outcome.failure, records.outstanding, records.duplicates) == ("lost", 0, 0)
+    assert sorted(records.errors) == list(range(records.issued // 2, records.issued))
+
+
+@pytest.mark.parametrize("share", [40, 100])
+@pytest.mark.parametrize("mode", ["performance", "accuracy", "TEST06"])
+@pytest.mark.parametrize("scenario", ["server", "offline"])
+def test_they_are_counted(tmp_path: Path, scenario: str, mode: str, share: int) -> None:
+    plan = planned(tmp_path, scenario)
     audit = audit_config("TEST06") if mode == "TEST06" else None
     ran = "accuracy" if mode == "accuracy" else "performance"
     outcome = loadgen.run_test(plan, ran, Failing(share), 72, tmp_path, lambda _: None, audit=audit)  # type: ignore[arg-type]
