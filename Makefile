@@ -45,7 +45,7 @@ test-clusters: setup-dev
 	@tests/clusters/k8s_build.sh
 	@MLPERF_TEST_CLUSTERS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/clusters tests/launchers/test_ray.py $(ARGS)
 
-# Engines start slowly on two cores: a quarter of an hour.
+# Engines start slowly on two cores: ten minutes.
 test-replicas: setup-dev
 	@MLPERF_TEST_CLUSTERS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/sut/test_replicas*.py $(ARGS)
 
