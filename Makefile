@@ -6,6 +6,9 @@ PORT   ?= 5000
 ARGS   ?=
 BIN    := .venv/bin
 
+# Python keeps its byte code here, whatever the shell says: without it each start of PyTorch and vLLM takes three times as long.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help python setup setup-dev demo test test-clusters test-replicas faults fuzz audit lint ui clean distclean
 

@@ -1,13 +1,16 @@
-"""What a node itself is like: disk, shared memory, processors, names."""
+"""What a node itself is like: disk, shared memory, processors, names, Python's byte code."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlperf_exp.config import DoctorConfig, Hardware
@@ -18,7 +21,14 @@ _GIB = 2**30
 
 def checks(config: DoctorConfig) -> list[Check]:
     """Everything that a node can see by itself."""
-    return [_memory(config.hw), _shared_memory(config.hw), *_disk(Path(config.folder), config.disk_mib), own_name()]
+    disk = _disk(Path(config.folder), config.disk_mib)
+    return [
+        _memory(config.hw),
+        _shared_memory(config.hw),
+        *disk,
+        own_name(),
+        byte_code(("torch", "transformers", "vllm")),
+    ]
 
 
 def _memory(hw: Hardware) -> Check:
@@ -81,6 +91,36 @@ def write_speed(folder: Path, mib: int) -> float:
     finally:
         with contextlib.suppress(OSError):
             Path(name).unlink()
+
+
+def byte_code(packages: Sequence[str]) -> Check:
+    """Whether Python keeps what it compiles of these large packages: else each engine and rank compiles them anew."""
+    specs = {name: importlib.util.find_spec(name) for name in packages}
+    files = {name: Path(spec.origin) for name, spec in specs.items() if spec and spec.origin}
+    missing = {name: kept for name, file in files.items() if not (kept := _compiled(file)).exists()}
+    lost = [name for name, kept in missing.items() if sys.dont_write_bytecode or not _may_write(kept)]
+    if not lost:
+        return Check("byte code", Status.passed, f"kept of {', '.join(files) or 'nothing: no large package is here'}")
+    remedy = (
+        "Unset PYTHONDONTWRITEBYTECODE and set PYTHONPYCACHEPREFIX to a folder that stays and can be written, or run "
+        f"python -m compileall -q {files[lost[0]].parent.parent} once"
+    )
+    return Check(
+        "byte code",
+        Status.warn,
+        f"{', '.join(lost)} compiled anew by each process: starts take three times as long",
+        remedy,
+    )
+
+
+def _compiled(file: Path) -> Path:
+    return Path(importlib.util.cache_from_source(str(file)))
+
+
+def _may_write(file: Path) -> bool:
+    """Whether Python could make this file and the folders it lies in."""
+    folder = next(parent for parent in file.parents if parent.exists())
+    return os.access(folder, os.W_OK)
 
 
 def own_name() -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import socket
@@ -151,6 +152,24 @@ def test_a_disk_that_is_full_or_read_only_fails(monkeypatch: pytest.MonkeyPatch,
     disk = [check for check in host.checks(config) if check.name == "disk"]
     assert disk[0].status is Status.fail and "No space left" in disk[0].found
     assert not list(tmp_path.iterdir())
+
+
+def test_packages_that_each_process_would_compile_anew_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / "large_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert host.byte_code(["large_package", "no_such_package"]).status is Status.passed  # will be, by the first
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    lost = host.byte_code(["large_package"])
+    assert lost.status is Status.warn
+    assert "large_package" in lost.found
+    assert f"compileall -q {tmp_path}" in lost.remedy
+    compileall.compile_dir(str(package), quiet=1)
+    assert host.byte_code(["large_package"]).status is Status.passed
 
 
 def test_a_name_that_nobody_knows_fails() -> None:
