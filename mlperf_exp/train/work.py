@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from lightning.fabric.plugins.environments import ClusterEnvironment
-
 from mlperf_exp.train.feed import Batch, Source
 from mlperf_exp.train.job import Job, TextTask
 from mlperf_exp.train.learner import Learner
+from mlperf_exp.train.torchrun import Torchrun
 
 
 class Work(Protocol):
@@ -26,7 +25,7 @@ class Work(Protocol):
     def random_batch(self, job: Job, rank: int) -> Batch:
         """A micro-batch to warm up on."""
 
-    def strategy(self, job: Job, environment: ClusterEnvironment) -> Any:
+    def strategy(self, job: Job, environment: Torchrun) -> Any:
         """Lightning's strategy."""
 
     def precision(self, job: Job) -> str:

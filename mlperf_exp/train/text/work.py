@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader
 
@@ -19,7 +18,7 @@ from mlperf_exp.train.learner import Learner
 from mlperf_exp.train.optimizers import ADAMW_BETAS, ADAMW_EPSILON
 from mlperf_exp.train.text.learner import LanguageLearner
 from mlperf_exp.train.text.samples import Texts, TrainingTexts, ValidationTexts
-from mlperf_exp.train.torchrun import backend
+from mlperf_exp.train.torchrun import Torchrun, backend
 
 METRIC = "log_perplexity"
 _TIMEOUT = timedelta(minutes=30)  # of a collective: rank 0 may be writing a checkpoint of 96 GB meanwhile
@@ -49,7 +48,7 @@ def random_batch(job: Job, rank: int) -> Batch:
     return torch.randint(0, task.vocab_size, shape, generator=generator).to(job.device)
 
 
-def strategy(job: Job, environment: ClusterEnvironment) -> Any:
+def strategy(job: Job, environment: Torchrun) -> Any:
     """See :class:`..work.Work`."""
     made = ModelParallelStrategy(job.world, 1, process_group_backend=backend(job), timeout=_TIMEOUT)
     made.cluster_environment = environment
