@@ -187,7 +187,7 @@ def by_hand(app: Path, launcher: str, jobs: int) -> float:
     command = [*words(app, launcher, folder, jobs, jobs), "hydra.launcher.dryrun=true"]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     if launcher == "kubernetes":
-        from kubernetes.client import BatchV1Api, CoreV1Api  # noqa: F401 - before the clock runs, with all their models
+        from kubernetes.client import BatchV1Api  # noqa: F401 - before the clock runs, with all their models
     for n in range(jobs):
         (folder / str(n)).mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
@@ -251,17 +251,15 @@ def create(_: Path, text: str) -> Callable[[], bool]:
     objects = [each for each in yaml.load_all(text, yaml.CSafeLoader) if each]
     config.load_kube_config(os.environ["KUBECONFIG"])
     urllib3.disable_warnings()
-    core, batch = client.CoreV1Api(), client.BatchV1Api()
+    batch = client.BatchV1Api()
     for each in objects:
-        call = core.create_namespaced_config_map if each["kind"] == "ConfigMap" else batch.create_namespaced_job
-        call(each["metadata"]["namespace"], each)
+        batch.create_namespaced_job(each["metadata"]["namespace"], each)
     first = objects[0]["metadata"]
     chosen = f"mlperf-exp/sweep={first['labels']['mlperf-exp/sweep']}"
-    count = sum(each["kind"] == "Job" for each in objects)
 
     def ended() -> bool:
         jobs = batch.list_namespaced_job(first["namespace"], label_selector=chosen).items
-        return sum(job.status.succeeded or 0 for job in jobs) == count
+        return sum(job.status.succeeded or 0 for job in jobs) == len(objects)
 
     return ended
 

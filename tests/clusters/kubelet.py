@@ -4,8 +4,8 @@
 
 What it does goes through the real API server, as a kubelet's does: node status and lease, pod status, logs (with
 timestamps, since, follow), exit codes, deletion with a grace period. What a process tree can stand in for is real:
-commands, environment (values, fields, Secrets, ConfigMaps), volumes (ConfigMap, Secret, emptyDir, hostPath) in a mount
-namespace of the pod's own, limits of memory (by watching), several containers, sidecars. Images are names: one that
+commands, environment (values, fields, Secrets, ConfigMaps), volumes (ConfigMap, annotation, emptyDir, hostPath) in a
+mount namespace of its own, limits of memory (by watching), several containers, sidecars. Images are names: one that
 begins with ``missing`` cannot be pulled, one that begins with ``slow`` never is.
 """
 
@@ -167,7 +167,7 @@ class Pod:
 
     def __init__(self, spec: Any) -> None:
         self.spec, self.name, self.namespace = spec.spec, spec.metadata.name, spec.metadata.namespace
-        self.uid = spec.metadata.uid
+        self.uid, self.annotations = spec.metadata.uid, spec.metadata.annotations or {}
         self.folder = FOLDER / "pods" / self.uid
         self.folder.mkdir(parents=True)
         self.changed = threading.Event()
@@ -204,6 +204,9 @@ class Pod:
             found = ask(CORE.read_namespaced_config_map, volume.config_map.name, self.namespace)
             for name, text in (found.data if found else {}).items():
                 (folder / name).write_text(text)
+        for item in volume.downward_api.items if volume.downward_api else []:
+            key = item.field_ref.field_path.removeprefix("metadata.annotations['").removesuffix("']")
+            (folder / item.path).write_text(self.annotations[key])
         return folder
 
     def missing(self) -> str | None:

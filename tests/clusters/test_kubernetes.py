@@ -122,7 +122,7 @@ class Sweeps:
 
     def left(self) -> list[str]:
         """What of the launcher's is still there."""
-        names = self.cluster.kubectl("get", "jobs,pods,configmaps,services", "-l", "mlperf-exp/uid", "-o", "name")
+        names = self.cluster.kubectl("get", "jobs,pods,services", "-l", "mlperf-exp/uid", "-o", "name")
         return names.split()
 
     def ends(self) -> list[str]:
@@ -135,7 +135,7 @@ def sweeps(kubernetes: Kubernetes, tmp_path: Path) -> Iterator[Sweeps]:
     (tmp_path / "app.py").write_text(APP)
     made = Sweeps(kubernetes, tmp_path)
     yield made
-    for kind in ("jobs", "pods", "configmaps"):
+    for kind in ("jobs", "pods"):
         kubernetes.kubectl("delete", kind, "-l", "mlperf-exp/uid", "--force", "--grace-period=0", "--wait=false")
 
 
@@ -333,7 +333,7 @@ def test_an_account_without_rights_is_told_which_it_lacks(sweeps: Sweeps) -> Non
         "+act=x", f"hydra.launcher.backend.kubeconfig={config}", "hydra.launcher.backend.namespace=default"
     )
     assert done.returncode == 2
-    assert "your account may not create jobs, delete jobs, list jobs, create configmaps" in done.stderr
+    assert "your account may not create jobs, delete jobs, list jobs, list pods" in done.stderr
 
 
 def test_the_rights_that_the_guide_gives_are_enough(sweeps: Sweeps) -> None:
@@ -353,7 +353,7 @@ def test_the_rights_that_the_guide_gives_are_enough(sweeps: Sweeps) -> None:
         assert done.returncode == 1, done.stderr
         assert sweeps.ends() == ["finished", "failed"]
         assert (sweeps.folder / "sweep" / "0" / "return.json").exists()
-        assert not kubectl("get", "jobs,pods,configmaps", "-n", "mlperf", "-l", "mlperf-exp/uid", "-o", "name")
+        assert not kubectl("get", "jobs,pods", "-n", "mlperf", "-l", "mlperf-exp/uid", "-o", "name")
     finally:
         kubectl("delete", "namespace", "mlperf", "--wait=false")
 

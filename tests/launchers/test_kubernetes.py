@@ -85,7 +85,7 @@ def test_manifests_are_what_the_api_s_schemas_allow(
     conf = settings(**backend)
     conf.secrets, conf.timeout_s = (["HF_TOKEN"] if backend else []), 60.5
     made = manifests(attempt(need, network=network), conf, "team")
-    assert [each["kind"] for each in made] == ["ConfigMap", *(["Service"] if need.nodes > 1 else []), "Job"]
+    assert [each["kind"] for each in made] == [*(["Service"] if need.nodes > 1 else []), "Job"]
     for each in made:
         kubernetes_validate.validate(each, version, strict=True)
         assert each["metadata"]["name"] == "mlperf-0a1b2c3d-3-2" and each["metadata"]["namespace"] == "team"
@@ -100,11 +100,12 @@ def test_one_pod_is_never_started_twice_and_named_by_sweep_and_job() -> None:
 
 
 def test_overrides_travel_in_a_file_and_in_no_command_line() -> None:
-    made = objects(attempt(A30, f"name={NASTY}"), settings())
-    request = json.loads(made["ConfigMap"]["data"]["request.json"])
+    pod = objects(attempt(A30, f"name={NASTY}"), settings())["Job"]["spec"]["template"]
+    request = json.loads(pod["metadata"]["annotations"]["mlperf-exp/request"])
     assert request["command"][1:4] == ["-m", "mlperf_exp", f"name={NASTY}"]
-    assert NASTY not in json.dumps(made["Job"], ensure_ascii=False)
-    assert made["Job"]["spec"]["template"]["spec"]["volumes"][0]["configMap"] == {"name": "mlperf-0a1b2c3d-3-2"}
+    assert "name=" not in json.dumps(pod["spec"]["containers"])
+    [item] = pod["spec"]["volumes"][0]["downwardAPI"]["items"]
+    assert item == {"path": "request.json", "fieldRef": {"fieldPath": "metadata.annotations['mlperf-exp/request']"}}
 
 
 def test_secrets_are_named_and_never_held() -> None:
@@ -170,13 +171,13 @@ def test_gpudirect_tcpx_has_what_gke_needs() -> None:
         "key": "cloud.google.com/gke-accelerator", "operator": "In", "values": ["nvidia-h100-80gb"],
     }  # fmt: skip
     one = objects(attempt(Need(gpus_per_node=8), network="gpudirect_tcpx"), settings())["Job"]["spec"]["template"]
-    assert "initContainers" not in one["spec"] and "annotations" not in one["metadata"]
+    assert "initContainers" not in one["spec"] and list(one["metadata"]["annotations"]) == ["mlperf-exp/request"]
 
 
 def test_a_pod_patch_is_merged_by_names() -> None:
     conf = settings(
         pod={
-            "metadata": {"annotations": {"a": "b"}},
+            "metadata": {"annotations": {"$patch": "replace", "a": "b"}},
             "spec": {
                 "hostNetwork": True,
                 "tolerations": [{"operator": "Exists"}],
@@ -188,13 +189,14 @@ def test_a_pod_patch_is_merged_by_names() -> None:
     )
     template = objects(attempt(), conf)["Job"]["spec"]["template"]
     pod = template["spec"]
-    assert template["metadata"]["annotations"] == {"a": "b"} and template["metadata"]["labels"]
+    assert template["metadata"]["annotations"].keys() == {"a", "mlperf-exp/request"} and template["metadata"]["labels"]
     assert pod["hostNetwork"] is True and pod["tolerations"] == [{"operator": "Exists"}]
     assert "enableServiceLinks" not in pod
     assert [c["name"] for c in pod["containers"]] == ["job", "side"]
     assert pod["containers"][0]["image"] == "registry/mlperf:1" and pod["containers"][0]["env"][0]["name"] == "X"
     assert [v["name"] for v in pod["volumes"]] == ["request"]
     base = {"a": {"b": 1}}
+    assert merged(base, {"d": {"$patch": "replace", "c": 2}}) == {"a": {"b": 1}, "d": {"c": 2}}
     assert merged(base, {"a": {"$patch": "replace", "c": 2}}) == {"a": {"c": 2}} and base == {"a": {"b": 1}}
 
 
@@ -479,15 +481,13 @@ def test_attempts_are_removed_together_and_one_by_one_where_the_role_allows_no_m
     server = Server(True, ["p1", "p2"])
     _kubernetes_removal.remove(server, "team", attempts)  # type: ignore[arg-type]
     assert server.asked == [
-        "DELETE namespaces/team/jobs", "DELETE namespaces/team/pods", "DELETE namespaces/team/configmaps",
-        "GET namespaces/team/pods",
+        "DELETE namespaces/team/jobs", "DELETE namespaces/team/pods", "GET namespaces/team/pods",
     ]  # fmt: skip
     server = Server(False, ["p1", "p2"])
     _kubernetes_removal.remove(server, "team", attempts)  # type: ignore[arg-type]
     assert [asked for asked in server.asked if asked.count("/") == 3] == [
         "DELETE namespaces/team/jobs/u1", "DELETE namespaces/team/jobs/u2",
         "DELETE namespaces/team/pods/p1", "DELETE namespaces/team/pods/p2",
-        "DELETE namespaces/team/configmaps/u1", "DELETE namespaces/team/configmaps/u2",
     ]  # fmt: skip
 
 

@@ -55,7 +55,6 @@ class KubernetesCluster:
         self._asked_s = 0.0  # what the last question for states took
         self._remover = Remover(lambda attempts: _kubernetes_removal.remove(self._api, self._name, attempts))
         self._paths = {
-            "ConfigMap": core(self._name, "configmaps"),
             "Service": core(self._name, "services"),
             "Job": batch(self._name, "jobs"),
             "Pod": core(self._name, "pods"),
@@ -111,16 +110,16 @@ class KubernetesCluster:
                     "See the manifests with hydra.launcher.dryrun=true",
                 ) from None
             raise LaunchError(str(error)) from None
-        self._own(attempt, created["Job"], has_service="Service" in created)
+        if "Service" in created:
+            self._own(attempt, created["Job"])
         return attempt.uid
 
-    def _own(self, attempt: Attempt, job: Mapping[str, Any], has_service: bool) -> None:
-        """Let the other objects belong to the Job: whoever deletes it, or its time to live, takes them along."""
+    def _own(self, attempt: Attempt, job: Mapping[str, Any]) -> None:
+        """Let the Service belong to the Job: whoever deletes it, or its time to live, takes it along."""
         owner = {"apiVersion": "batch/v1", "kind": "Job", "name": attempt.uid, "uid": job["metadata"]["uid"]}
         patch = {"metadata": {"ownerReferences": [owner]}}
         with contextlib.suppress(Refused, Unreachable):  # else the launcher removes them itself
-            for kind in ("ConfigMap", "Service") if has_service else ("ConfigMap",):
-                self._api.ask("PATCH", f"{self._paths[kind]}/{attempt.uid}", patch)
+            self._api.ask("PATCH", f"{self._paths['Service']}/{attempt.uid}", patch)
 
     def find(self, attempt: Attempt) -> str | None:
         """The Job, if it is there."""

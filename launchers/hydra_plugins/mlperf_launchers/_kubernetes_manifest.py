@@ -1,4 +1,7 @@
-"""An attempt as Kubernetes' own objects: a ConfigMap with what to run, a Job, for several nodes a headless Service."""
+"""An attempt as Kubernetes' own objects: a Job, for several nodes a headless Service.
+
+What to run is an annotation of the pod, which it finds as a file: one object less to write, to own and to remove.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from mlperf_exp.network import TCPX, environment
 CONTAINER = "job"
 UID, JOB, SWEEP = "mlperf-exp/uid", "mlperf-exp/job", "mlperf-exp/sweep"
 GPU_LABEL = "nvidia.com/gpu.product"  # set by NVIDIA's GPU feature discovery
+_ASKED = "mlperf-exp/request"
 _MOUNT = "/mnt/mlperf_exp"
 _FOLDER = "/tmp/mlperf_exp"  # in the container's own layer; results leave it by the log
 _LATE_S = 900  # what a pod may take beside the job's own time: pulling the image, keeping what it has
@@ -31,8 +35,6 @@ _PRODUCTS = {
 def manifests(attempt: Attempt, settings: KubernetesLauncherConf, namespace: str | None) -> list[dict[str, Any]]:
     """The objects of an attempt, in the order in which they are created. All have the name ``attempt.uid``."""
     backend, need = settings.backend, attempt.spec.need
-    folder = str(attempt.folder) if backend.shared_files else f"{_FOLDER}/{attempt.uid}"
-    request = attempt.request(settings, folder, settings.python or "python", backend.workdir)
     labels = {
         "app.kubernetes.io/name": "mlperf-exp",
         "app.kubernetes.io/managed-by": "mlperf-exp",
@@ -44,9 +46,7 @@ def manifests(attempt: Attempt, settings: KubernetesLauncherConf, namespace: str
     metadata: dict[str, Any] = {"name": attempt.uid, "labels": labels}
     if namespace is not None:
         metadata["namespace"] = namespace
-    objects: list[dict[str, Any]] = [
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {REQUEST: dumps(request)}}
-    ]
+    objects: list[dict[str, Any]] = []
     if need.nodes > 1:
         objects.append(
             {
@@ -90,6 +90,9 @@ def _job(need: Need, backend: KubernetesBackend) -> dict[str, Any]:
 def template(attempt: Attempt, settings: KubernetesLauncherConf, labels: Mapping[str, str]) -> dict[str, Any]:
     """The pod's template, with GKE's additions and the user's patch over it."""
     backend, need = settings.backend, attempt.spec.need
+    folder = str(attempt.folder) if backend.shared_files else f"{_FOLDER}/{attempt.uid}"
+    request = attempt.request(settings, folder, settings.python or "python", backend.workdir)
+    asked = {"path": REQUEST, "fieldRef": {"fieldPath": f"metadata.annotations['{_ASKED}']"}}
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
         "enableServiceLinks": False,
@@ -98,7 +101,7 @@ def template(attempt: Attempt, settings: KubernetesLauncherConf, labels: Mapping
         "tolerations": _tolerations(need, backend),
         "containers": [_container(attempt, settings)],
         "volumes": [
-            {"name": "request", "configMap": {"name": attempt.uid}},
+            {"name": "request", "downwardAPI": {"items": [asked]}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": _mib(backend.shared_memory_gib)}},
             *(_volume(i, volume) for i, volume in enumerate(backend.volumes)),
         ],
@@ -120,6 +123,8 @@ def template(attempt: Attempt, settings: KubernetesLauncherConf, labels: Mapping
     if tcpx(attempt):
         result = merged(result, tcpx_patch(CONTAINER, backend.gke_networks))
     patched: dict[str, Any] = merged(result, backend.pod)
+    annotations = patched["metadata"].get("annotations") or {}
+    patched["metadata"]["annotations"] = {**annotations, _ASKED: dumps(request)}
     return patched
 
 

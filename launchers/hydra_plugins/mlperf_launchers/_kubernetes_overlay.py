@@ -29,7 +29,8 @@ def merged(base: Any, patch: Any, key: str = "") -> Any:
     if isinstance(base, list) and isinstance(patch, list) and key in _MERGE_KEYS:
         return _merged_by(_MERGE_KEYS[key], base, patch)
     if isinstance(patch, dict):  # over nothing: what it removes is not there
-        return {name: merged(None, value, name) for name, value in patch.items() if value is not None}
+        given = {name: value for name, value in patch.items() if value is not None and name != "$patch"}
+        return {name: merged(None, value, name) for name, value in given.items()}
     return copy.deepcopy(patch)
 
 

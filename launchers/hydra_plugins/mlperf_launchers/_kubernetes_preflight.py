@@ -120,8 +120,6 @@ def _rights(api: Api, namespace: str, services: bool) -> None:
         ("create", "batch", "jobs", ""),
         ("delete", "batch", "jobs", ""),
         ("list", "batch", "jobs", ""),
-        ("create", "", "configmaps", ""),
-        ("delete", "", "configmaps", ""),
         ("list", "", "pods", ""),
         ("delete", "", "pods", ""),
         ("get", "", "pods", "log"),

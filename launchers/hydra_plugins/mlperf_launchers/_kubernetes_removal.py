@@ -50,8 +50,6 @@ def remove(api: Api, namespace: str, attempts: Sequence[Attempt]) -> None:
     """
     end(api, namespace, attempts)
     wanted = selector(attempts)
-    names = [attempt.uid for attempt in attempts]
-    _delete(api, core(namespace, "configmaps"), wanted, lambda: names, {})
     for attempt in attempts:
         if attempt.spec.need.nodes > 1:
             _gone(api, core(namespace, "services", attempt.uid), {})
