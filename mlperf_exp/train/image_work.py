@@ -51,7 +51,7 @@ def strategy(job: Job, environment: Torchrun) -> Any:
     """See :class:`.work.Work`."""
     if job.world == 1:
         return "auto"
-    if environment.local_world == job.world:
+    if job.compile and environment.local_world == job.world:
         # within a host sums take a hundredth of a step, less than a graph loses that is cut up to hide them
         torch._dynamo.config.optimize_ddp = False
     return DDPStrategy(
