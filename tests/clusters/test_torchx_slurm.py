@@ -45,6 +45,7 @@ def test_two_hosts_see_one_world(slurm: Slurm, sweeper: Sweeper) -> None:
 def test_an_interrupt_cancels_and_a_job_cancelled_behind_the_back_fails(slurm: Slurm, sweeper: Sweeper) -> None:
     with sweeper.running("+act=slow_1,slow_2") as process:
         wait_for(lambda: all((sweeper.folder / f"sweep/{n}/seen.json").exists() for n in (0, 1)))
+        slurm.ask("sbatch", "--wait", "--job-name=other-0", "--output=/dev/null", "--wrap=true")  # ends behind ours
         slurm.ask("scancel", sweeper.jobs()[0]["attempts"][0]["id"].rpartition("/")[2])
         wait_for(lambda: sweeper.jobs()[0]["status"] == "failed")
         process.send_signal(signal.SIGINT)

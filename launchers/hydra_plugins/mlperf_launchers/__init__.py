@@ -25,7 +25,7 @@
 
     skypilot.py     each job a SkyPilot cluster                    -> _skypilot.py, _skypilot_task.py: what it is to run
     _sky_client.py  speaks with SkyPilot, which has an environment of its own; _sky_bridge.py: the other end, there
-    torchx.py       each job a TorchX application                  -> _torchx.py, _torchx_app.py, _torchx_slurm.py
+    torchx.py       each job a TorchX application                  -> _torchx.py, _torchx_app.py, _slurm_jobs.py
     ray.py          each job a job of a Ray cluster                -> _ray.py, _ray_nodes.py
 
 ``hydra_plugins`` itself is a namespace package and must have no ``__init__.py``. Hydra imports every module here whose

@@ -10,53 +10,28 @@ tell a cancelled job from one that is still to be heard of.
 from __future__ import annotations
 
 import math
-import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hydra_plugins.mlperf_launchers import _slurm_jobs
 from hydra_plugins.mlperf_launchers._cluster import (
     Attempt,
     JobSpec,
-    Kind,
     LaunchError,
     Log,
     Need,
     State,
-    Unreachable,
     dumps,
 )
 from hydra_plugins.mlperf_launchers._slurm_config import SlurmLauncherConf
+from hydra_plugins.mlperf_launchers._slurm_jobs import run, said
 
 from mlperf_exp.errors import UserError
 from mlperf_exp.files import write_atomic
 
-_ANSWER_S = 30.0
-_KINDS = {
-    **dict.fromkeys(
-        ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"), Kind.queued
-    ),
-    **dict.fromkeys(
-        ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"), Kind.running
-    ),
-    "COMPLETED": Kind.succeeded,
-    **dict.fromkeys(("FAILED", "OUT_OF_MEMORY"), Kind.failed),
-    **dict.fromkeys(("CANCELLED", "REVOKED"), Kind.cancelled),
-    "PREEMPTED": Kind.preempted,
-    **dict.fromkeys(("NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED"), Kind.lost),
-    **dict.fromkeys(("TIMEOUT", "DEADLINE"), Kind.timeout),
-}
-# Why a job waits that will never start, whatever else ends.
-_FATAL = ("BadConstraints", "InvalidAccount", "InvalidQOS", "PartitionNodeLimit", "PartitionTimeLimit",
-          "DependencyNeverSatisfied", "AccountNotAllowed", "QOSNotAllowed")  # fmt: skip
-_SILENT = re.compile(
-    "contact slurm|timed out|connection refused|connect failure|communication|not responding|zero bytes|"
-    "slurm backup controller|sending/receiving|cannot resolve|dbd_conn|transport",
-    re.IGNORECASE,
-)
 _REFUSALS = {  # a word of Slurm's refusal -> the key, the remedy
     "partition": ("hydra.launcher.backend.partition", "Name one that sinfo shows"),
     "account": ("hydra.launcher.backend.account", "Name one that sacctmgr show associations user=$USER shows"),
@@ -166,52 +141,20 @@ class Slurm:
         done = run("sbatch", *words)
         if done.returncode == 0:
             return done.stdout + done.stderr
-        said = _said(done)
-        lower = said.lower()
+        text = said(done)
+        lower = text.lower()
         for word, (key, remedy) in _REFUSALS.items():
             if word in lower:
-                raise UserError(key, f"Slurm refuses the job: {said}", remedy)
-        raise LaunchError(said)
+                raise UserError(key, f"Slurm refuses the job: {text}", remedy)
+        raise LaunchError(text)
 
     def find(self, attempt: Attempt) -> str | None:
         """By the job's name, which is the attempt's ``uid``."""
-        # sacct learns of a job a moment later than squeue.
-        for command in (
-            ["squeue", "--noheader", "--states=all", "--format=%A", f"--name={attempt.uid}"],
-            ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobIDRaw", f"--name={attempt.uid}",
-             "--starttime=now-30days"],
-        ):  # fmt: skip
-            found = asked(*command).split()
-            if found:
-                return found[0]
-        return None
+        return _slurm_jobs.named(attempt.uid)
 
     def states(self, attempts: Sequence[Attempt]) -> Mapping[str, State]:
         """From the controller, and for what it has forgotten or does not answer, from the accounting."""
-        ids = {str(attempt.id) for attempt in attempts}
-        found: dict[str, State] = {}
-        silent: Unreachable | None = None
-        try:
-            for line in asked("squeue", "--noheader", "--states=all", "--format=%A|%T|%N|%r", f"--jobs={_list(ids)}",
-                              known=False).splitlines():  # fmt: skip
-                name, word, nodes, reason = line.split("|", 3)
-                found[name] = _state(word, reason, None, nodes)
-        except Unreachable as error:
-            silent = error
-        open_ids = {name for name in ids if name not in found or found[name].kind.ended}
-        if not open_ids:
-            return found
-        try:
-            for line in asked("sacct", "--noheader", "--allocations", "--parsable2", f"--jobs={_list(open_ids)}",
-                              "--format=JobIDRaw,State,ExitCode,NodeList,Reason").splitlines():  # fmt: skip
-                name, word, code, nodes, reason = line.split("|", 4)
-                told = _state(word, reason, code, nodes)
-                if name not in found or told.kind.ended:
-                    found[name] = told
-        except Unreachable:
-            if silent is not None:
-                raise silent from None
-        return found
+        return _slurm_jobs.states({str(attempt.id) for attempt in attempts})
 
     def logs(self, attempt: Attempt, log: Log, final: bool) -> None:
         """From the files that ``srun`` writes, one a node; at the end also what the batch script said."""
@@ -235,74 +178,13 @@ class Slurm:
 
     def cancel(self, attempt: Attempt) -> None:
         """``scancel``: SIGTERM, and SIGKILL after the cluster's KillWait."""
-        done = run("scancel", str(attempt.id))
-        if done.returncode and "invalid job id" not in done.stderr.lower():
-            raise Unreachable(_said(done))
+        _slurm_jobs.cancel(str(attempt.id))
 
     def remove(self, attempt: Attempt) -> None:
         """Nothing: an ended job leaves nothing, and one that was given up has been cancelled."""
 
     def close(self) -> None:
         """Nothing."""
-
-
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands.
-
-    Raises:
-        UserError: it is not installed.
-        Unreachable: it did not answer.
-    """
-    # Where this runs inside a job (an interactive session), that job's variables would be taken for options.
-    env = {name: value for name, value in os.environ.items() if not re.match(r"SLURM_(?!CONF)|SBATCH_|SRUN_", name)}
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_ANSWER_S, env=env, errors="replace",
-                              stdin=subprocess.DEVNULL)  # fmt: skip
-    except FileNotFoundError:
-        remedy = "Run this on a machine of the cluster, a login node for instance"
-        raise UserError(
-            "hydra/launcher", f"{words[0]} is not installed here, so Slurm cannot be reached", remedy
-        ) from None
-    except subprocess.TimeoutExpired:
-        raise Unreachable(f"{words[0]} did not answer within {_ANSWER_S:g} s") from None
-    if done.returncode and _SILENT.search(done.stderr):
-        raise Unreachable(_said(done))
-    return done
-
-
-def asked(*words: str, known: bool = True) -> str:
-    """What a command says; with ``known=False`` an unknown job is no answer and no error.
-
-    Raises:
-        Unreachable: it failed.
-    """
-    done = run(*words)
-    if done.returncode and (known or "invalid job id" not in done.stderr.lower()):
-        raise Unreachable(_said(done))
-    return done.stdout
-
-
-def _said(done: subprocess.CompletedProcess[str]) -> str:
-    text = " ".join((done.stderr or done.stdout).split())
-    text = re.sub(r"\b(sbatch|squeue|sacct|scancel|sinfo|scontrol|allocation failure): (error: )?", "", text)
-    return text or f"{done.args[0]} ended with status {done.returncode}"
-
-
-def _state(word: str, reason: str, code: str | None, nodes: str) -> State:
-    state = word.split()[0].rstrip("+") if word else ""
-    kind = _KINDS.get(state, Kind.unknown)
-    why = "" if reason in ("None", "") else reason
-    if kind is Kind.queued and "launch failed" in reason:
-        kind = Kind.lost
-    status, _, killed = (code or "").partition(":")
-    exit_code = None
-    if kind.ended and status.isdigit():
-        exit_code = int(status) or (128 + int(killed) if killed.isdigit() and int(killed) else 0)
-    if state in ("OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL", "NODE_FAIL"):
-        why = why or state
-    named = () if nodes in ("", "None assigned", "(null)") else (nodes,)
-    fatal = kind is Kind.queued and reason.strip("()") in _FATAL
-    return State(kind, why, exit_code, named, fatal)
 
 
 def _resources(need: Need, gres: str | None) -> list[str]:
@@ -329,10 +211,6 @@ def _minutes(settings: SlurmLauncherConf) -> int:
     # The node ends the job in time; Slurm's own limit is for one whose node does not.
     assert settings.timeout_s is not None
     return math.ceil((settings.timeout_s + settings.grace_s + 60) / 60)
-
-
-def _list(ids: set[str]) -> str:
-    return ",".join(sorted(ids))
 
 
 def _pattern(path: Path) -> str:

@@ -66,7 +66,7 @@ def _test(job: JobSpec, slurm: Slurm, partitions: dict[str, Partition]) -> None:
 
 
 def _accounting() -> None:
-    from hydra_plugins.mlperf_launchers._slurm import asked
+    from hydra_plugins.mlperf_launchers._slurm_jobs import asked
 
     match = re.search(r"^AccountingStorageType\s*=\s*(\S+)", asked("scontrol", "show", "config"), re.MULTILINE)
     if match is None or match[1] in ("accounting_storage/none", "(null)"):
@@ -92,7 +92,7 @@ class Partition:
 
 def _partitions() -> tuple[dict[str, Partition], str]:
     """All partitions, and the name of the default one."""
-    from hydra_plugins.mlperf_launchers._slurm import asked
+    from hydra_plugins.mlperf_launchers._slurm_jobs import asked
 
     found: dict[str, Partition] = {}
     default = ""

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from hydra_plugins.mlperf_launchers import _slurm_jobs
 from hydra_plugins.mlperf_launchers._cluster import (
     Attempt,
     JobSpec,
@@ -31,7 +32,6 @@ from hydra_plugins.mlperf_launchers._cluster import (
 from hydra_plugins.mlperf_launchers._files import REQUEST
 from hydra_plugins.mlperf_launchers._stream import GrowingFile, Stream
 from hydra_plugins.mlperf_launchers._torchx_config import Scheduler, TorchxLauncherConf
-from hydra_plugins.mlperf_launchers._torchx_slurm import sacct, slurm_end
 
 from mlperf_exp.errors import UserError, missing_extra
 from mlperf_exp.files import write_atomic
@@ -148,8 +148,8 @@ class TorchxCluster:
         prefix = f"{self._scheduler}://{_SESSION}/"
         with self._lock, _asking(self._scheduler):
             if self.settings.backend.scheduler is Scheduler.slurm:
-                ids = sacct("JobID", "--name", f"{attempt.uid}-0").split()
-                return prefix + ids[0].partition("+")[0] if ids else None
+                number = _slurm_jobs.named(f"{attempt.uid}-0")
+                return prefix + number if number else None
             if self.settings.backend.scheduler is Scheduler.local_cwd:  # its processes are this one's children
                 return None
             for app in self._runner.list(self._scheduler, self._resolved()):
@@ -158,7 +158,9 @@ class TorchxCluster:
         return None
 
     def states(self, attempts: Sequence[Attempt]) -> Mapping[str, State]:
-        """One question a job: TorchX has no other."""
+        """One question a job: TorchX has no other. Of Slurm's it would tell wrongly: see :meth:`_of_slurm`."""
+        if self.settings.backend.scheduler is Scheduler.slurm:
+            return self._of_slurm(attempts)
         states = {}
         for attempt in attempts:
             assert attempt.id is not None
@@ -167,6 +169,14 @@ class TorchxCluster:
             if state is not None:
                 states[attempt.id] = state
         return states
+
+    def _of_slurm(self, attempts: Sequence[Attempt]) -> Mapping[str, State]:
+        """Slurm's own words.
+
+        TorchX asks ``squeue --json`` for one job; Slurm 22.05 tells of all, and TorchX takes the last one's state.
+        """
+        numbers = {str(attempt.id).rpartition("/")[2]: str(attempt.id) for attempt in attempts}
+        return {numbers[number]: state for number, state in _slurm_jobs.states(numbers).items() if number in numbers}
 
     def logs(self, attempt: Attempt, log: Log, final: bool) -> None:
         """Pass on what the replicas printed: their files, or the containers' log."""
@@ -189,6 +199,9 @@ class TorchxCluster:
     def cancel(self, attempt: Attempt) -> None:
         """Ask TorchX; its local scheduler kills after 10 s."""
         assert attempt.id is not None
+        if self.settings.backend.scheduler is Scheduler.slurm:  # TorchX would not, where it takes the job for ended
+            _slurm_jobs.cancel(attempt.id.rpartition("/")[2])
+            return
         # Not under the lock: TorchX waits here for the end of local processes.
         with _asking(self._scheduler):
             self._runner.cancel(attempt.id)
@@ -239,8 +252,6 @@ class TorchxCluster:
             return None
         kind = _KINDS.get(status.state, Kind.unknown)
         nodes = tuple(replica.hostname for role in status.roles for replica in role.replicas if replica.hostname)
-        if kind.ended and self.settings.backend.scheduler is Scheduler.slurm:
-            return slurm_end(kind, name.rpartition("/")[2], nodes)
         return State(kind, status.msg if kind is not Kind.running else "", nodes=nodes)
 
     def _sources(self, attempt: Attempt, log: Log) -> list[GrowingFile | Stream]:
