@@ -30,6 +30,10 @@ _KINDS = {
     **dict.fromkeys(("NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED"), Kind.lost),
     **dict.fromkeys(("TIMEOUT", "DEADLINE"), Kind.timeout),
 }
+_TELLING = (  # of a job's parts, the first of these tells of the whole
+    Kind.running, Kind.queued, Kind.unknown, Kind.lost, Kind.preempted, Kind.timeout, Kind.failed, Kind.cancelled,
+    Kind.succeeded,
+)  # fmt: skip
 # Why a job waits that will never start, whatever else ends.
 _FATAL = ("BadConstraints", "InvalidAccount", "InvalidQOS", "PartitionNodeLimit", "PartitionTimeLimit",
           "DependencyNeverSatisfied", "AccountNotAllowed", "QOSNotAllowed")  # fmt: skip
@@ -89,8 +93,9 @@ def states(ids: Collection[str]) -> dict[str, State]:
         if silent is not None:
             raise silent from None
     for number, told in parts.items():
-        if number not in found or _whole(told).kind.ended:
-            found[number] = _whole(told)
+        whole = _whole(told)
+        if number not in found or whole.kind.ended:
+            found[number] = whole
     return found
 
 
@@ -142,6 +147,7 @@ def asked(*words: str, known: bool = True) -> str:
 
 
 def said(done: subprocess.CompletedProcess[str]) -> str:
+    """What a command that failed says, in one line."""
     text = " ".join((done.stderr or done.stdout).split())
     text = re.sub(r"\b(sbatch|squeue|sacct|scancel|sinfo|scontrol|allocation failure): (error: )?", "", text)
     return text or f"{done.args[0]} ended with status {done.returncode}"
@@ -165,11 +171,9 @@ def _state(word: str, reason: str, code: str | None, nodes: str) -> State:
 
 
 def _whole(parts: Sequence[State]) -> State:
-    """A job of several parts runs until the last of them ends, and ends as the first that went wrong."""
+    """A job of several parts runs until the last of them ends; a machine's fault is why the others failed."""
     if len(parts) == 1:
         return parts[0]
-    running = [part for part in parts if not part.kind.ended]
-    told = next((part for part in running if part.kind is Kind.running), running[0] if running else None)
-    told = told or next((part for part in parts if part.kind is not Kind.succeeded), parts[0])
+    told = min(parts, key=lambda part: _TELLING.index(part.kind))
     nodes = tuple(node for part in parts for node in part.nodes)
     return State(told.kind, told.reason, told.exit_code, nodes, told.fatal)
