@@ -122,7 +122,7 @@ class Sweeps:
 
     def left(self) -> list[str]:
         """What of the launcher's is still there."""
-        names = self.cluster.kubectl("get", "jobs,pods,services", "-l", "mlperf-exp/uid", "-o", "name")
+        names = self.cluster.kubectl("get", "jobs,pods,configmaps,services", "-l", "mlperf-exp/uid", "-o", "name")
         return names.split()
 
     def ends(self) -> list[str]:
@@ -353,7 +353,7 @@ def test_the_rights_that_the_guide_gives_are_enough(sweeps: Sweeps) -> None:
         assert done.returncode == 1, done.stderr
         assert sweeps.ends() == ["finished", "failed"]
         assert (sweeps.folder / "sweep" / "0" / "return.json").exists()
-        assert not kubectl("get", "jobs,pods", "-n", "mlperf", "-l", "mlperf-exp/uid", "-o", "name")
+        assert not kubectl("get", "jobs,pods,configmaps", "-n", "mlperf", "-l", "mlperf-exp/uid", "-o", "name")
     finally:
         kubectl("delete", "namespace", "mlperf", "--wait=false")
 

@@ -103,7 +103,7 @@ def test_overrides_travel_in_a_file_and_in_no_command_line() -> None:
     pod = objects(attempt(A30, f"name={NASTY}"), settings())["Job"]["spec"]["template"]
     request = json.loads(pod["metadata"]["annotations"]["mlperf-exp/request"])
     assert request["command"][1:4] == ["-m", "mlperf_exp", f"name={NASTY}"]
-    assert "name=" not in json.dumps(pod["spec"]["containers"])
+    assert "name=" not in json.dumps(pod["spec"])
     [item] = pod["spec"]["volumes"][0]["downwardAPI"]["items"]
     assert item == {"path": "request.json", "fieldRef": {"fieldPath": "metadata.annotations['mlperf-exp/request']"}}
 

@@ -14,7 +14,8 @@
                     _handback.py: files inside its log
     _book.py        sweep.json and MLflow on the submitting side; _chosen.py: refuses launchers in swept configurations
 
-    slurm.py        each job a job of Slurm                        -> _slurm.py, _slurm_preflight.py, _slurm_config.py
+    slurm.py        each job a job of Slurm                        -> _slurm.py, _slurm_preflight.py, _slurm_config.py;
+                    _slurm_jobs.py: what becomes of a job, for torchx.py too
     kubernetes.py   each job a Job of Kubernetes                   -> _kubernetes.py
     _kubernetes_*   its keys (config), manifests (manifest, gke for GPUDirect-TCPX, overlay for the user's patch), what
                     its objects say (state), logs (log), checks beforehand (preflight, room), their end (removal), the

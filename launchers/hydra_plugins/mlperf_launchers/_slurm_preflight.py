@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from hydra_plugins.mlperf_launchers._cluster import Attempt, JobSpec, LaunchError, Need, Unreachable
 from hydra_plugins.mlperf_launchers._slurm_config import SlurmLauncherConf
+from hydra_plugins.mlperf_launchers._slurm_jobs import asked
 
 from mlperf_exp.errors import UserError
 
@@ -66,8 +67,6 @@ def _test(job: JobSpec, slurm: Slurm, partitions: dict[str, Partition]) -> None:
 
 
 def _accounting() -> None:
-    from hydra_plugins.mlperf_launchers._slurm_jobs import asked
-
     match = re.search(r"^AccountingStorageType\s*=\s*(\S+)", asked("scontrol", "show", "config"), re.MULTILINE)
     if match is None or match[1] in ("accounting_storage/none", "(null)"):
         raise UserError(
@@ -92,8 +91,6 @@ class Partition:
 
 def _partitions() -> tuple[dict[str, Partition], str]:
     """All partitions, and the name of the default one."""
-    from hydra_plugins.mlperf_launchers._slurm_jobs import asked
-
     found: dict[str, Partition] = {}
     default = ""
     for line in asked("sinfo", "--noheader", "--format=%P|%l|%D|%c|%G").splitlines():
