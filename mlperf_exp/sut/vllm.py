@@ -28,6 +28,7 @@ from mlperf_exp.client import Lag
 from mlperf_exp.config import Device, VllmBackend
 from mlperf_exp.errors import Interrupted, RunFailed
 from mlperf_exp.messages import Answers, Completion, Plan, Query, Sample
+from mlperf_exp.sut import attention
 from mlperf_exp.sut.base import Sink
 from mlperf_exp.sut.reaper import Reaper
 
@@ -54,6 +55,7 @@ class Vllm:
         self._woken = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._requests = 0
+        self._warnings: tuple[str, ...] = ()
         self._reaper: Reaper | None = None
 
     def start(self, samples: Sequence[Sample]) -> dict[str, float]:
@@ -86,6 +88,10 @@ class Vllm:
         """Wait until the engine is idle, and empty its caches; see :class:`mlperf_exp.sut.base.SystemUnderTest`."""
         self._wait(asyncio.run_coroutine_threadsafe(self._become_idle(), self._loop), "become idle")
         self._prompts = [list(sample.tokens) for sample in samples]
+
+    def report(self) -> tuple[dict[str, float], tuple[str, ...]]:
+        """What the engine was started without."""
+        return {}, self._warnings
 
     def stop(self) -> None:
         """Shut the engine down and end its processes."""
@@ -133,6 +139,7 @@ class Vllm:
 
     async def _start_engine(self) -> None:
         self._set_environment()
+        import vllm
         from vllm import SamplingParams
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.sampling_params import RequestOutputKind
@@ -149,7 +156,8 @@ class Vllm:
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
-        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(self._model), **self._plan.engine))
+        engine, self._warnings = attention.settle(self._plan.engine, vllm.__version__)
+        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(self._model), **engine))
 
     def _set_environment(self) -> None:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import socket
 from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlperf_exp import cli
 from mlperf_exp.messages import Answers, Completion
+from mlperf_exp.plan import make_plan
 from mlperf_exp.sut.replicas import wire
-from mlperf_exp.sut.replicas.replica import Outbox
+from mlperf_exp.sut.replicas.delivery import Delivery
+from mlperf_exp.sut.replicas.fleet import Fleet
+from mlperf_exp.sut.replicas.replica import Outbox, Replica
+from mlperf_exp.sut.routing.router import Router
 
 numbers = st.lists(st.integers(0, 2**40), max_size=5)
 done = st.builds(
@@ -27,6 +38,7 @@ said = st.one_of(
     st.builds(wire.Many, st.binary(), st.binary(), st.sampled_from(["int32", "uint8"]), st.binary(), st.binary()),
     st.builds(wire.Lost, st.text()),
     st.builds(wire.Log, st.binary()),
+    st.builds(wire.Warned, st.text()),
     st.builds(wire.Hello, st.integers(0, 99), st.text(), st.text(), st.integers(0, 10**6)),
     st.just(wire.Beat()),
 )
@@ -81,3 +93,43 @@ def test_answers_in_arrays_stay_arrays() -> None:
     assert np.frombuffer(many.tickets, np.int64).tolist() == [4, 5]
     assert np.frombuffer(many.data, np.int32).tolist() == [1, 2, 3]
     assert np.frombuffer(many.offsets, np.int64).tolist() == [0, 4, 12]
+
+
+class Warns:
+    """An engine that was started without something."""
+
+    def start(self, samples: Sequence[Any]) -> dict[str, float]:
+        return {"start_s": 1.0}
+
+    def report(self) -> tuple[dict[str, float], tuple[str, ...]]:
+        return {}, ("slower than planned",)
+
+    def stop(self) -> None:
+        pass
+
+
+def test_what_engines_warn_of_arrives_and_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cli.register()
+    with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+        plan = make_plan(compose("config", ["backend=simulated", "backend.replicas=2"]), tmp_path)
+    monkeypatch.setattr("mlperf_exp.sut.create", lambda plan, model: Warns())
+    monkeypatch.setattr(Replica, "_print_to_log", lambda self: None)
+    monkeypatch.setattr(Replica, "_end_process", lambda self: None)
+    fleet = Fleet(plan, None, lambda on_event: SimpleNamespace())  # type: ignore[arg-type, return-value]
+    fleet._router = Router(2, 8, routing=plan.config.backend.routing)
+    fleet._delivery = Delivery(fleet._router)
+    fleet._roster.open()
+    fleet._roster.nodes = ["here", "here"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for number in range(2):
+            replica = Replica(number, plan, None, server.getsockname(), "token")
+            assert replica.start([]) == {"start_s": 1.0}
+            link, _ = server.accept()
+            replica.stop()
+            with link:
+                stream = b"".join(iter(lambda link=link: link.recv(1 << 16), b""))  # type: ignore[misc]
+            for each in wire.Frames().feed(stream):
+                message = wire.from_replica.decode(each)
+                if not isinstance(message, wire.Hello):
+                    fleet._message(number, message)
+    assert fleet.report()[1] == ("slower than planned",)

@@ -121,7 +121,7 @@ class Fleet:
         tally = router.tally()
         self._roster.write(router)
         figures = {"replicas": float(self._count), "replicas_lost": float(self._count - len(alive))}
-        warnings = [f"{loss}." for loss in self._roster.losses[:3]]
+        warnings = [*self._roster.warnings, *(f"{loss}." for loss in self._roster.losses[:3])]
         if self._muster is not None and self._muster.lost is not None:
             warnings.append(f"Ray was lost on the way: {self._muster.lost}.")
         return figures | (tally.metrics(alive) if tally else {}), tuple(warnings)
@@ -248,6 +248,9 @@ class Fleet:
                 self._deal()
         elif isinstance(message, wire.Log):
             self._roster.keep_log(replica, message.text)
+        elif isinstance(message, wire.Warned):
+            if message.text not in self._roster.warnings:  # all replicas are alike
+                self._roster.warnings.append(message.text)
         elif isinstance(message, wire.Lost) and self._links is not None:
             self._links.gone(replica, message.reason)
         elif isinstance(message, wire.Loaded) and replica in self._loading and not self._loading[replica].done():

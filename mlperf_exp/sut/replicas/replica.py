@@ -24,7 +24,7 @@ import numpy as np
 
 from mlperf_exp.errors import RunFailed
 from mlperf_exp.messages import Answers, Completion, Plan, Query
-from mlperf_exp.sut.base import HoldsSamples, SystemUnderTest
+from mlperf_exp.sut.base import HoldsSamples, Reports, SystemUnderTest
 from mlperf_exp.sut.replicas import wire
 
 _PACE_S = 0.001  # between two frames: a batch grows meanwhile
@@ -65,10 +65,14 @@ class Replica:
         self._connect()
         self._sut = create(self._plan, self._model)
         try:
-            return self._sut.start(samples)
+            phases = self._sut.start(samples)
         except BaseException:
             self._send_log()
             raise
+        if isinstance(self._sut, Reports):
+            for said in self._sut.report()[1]:
+                self._outbox.put(wire.Warned(said))
+        return phases
 
     def reset(self, samples: Sequence[Any]) -> None:
         """See :class:`mlperf_exp.sut.base.SystemUnderTest`."""

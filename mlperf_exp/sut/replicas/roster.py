@@ -16,7 +16,8 @@ _TAIL_LINES = 5
 class Roster:
     """Of ``count`` replicas, with their logs in ``folder``.
 
-    ``nodes`` are empty until it is known where they run; ``losses`` are sentences without their stop.
+    ``nodes`` are empty until it is known where they run; ``losses`` are sentences without their stop;
+    ``warnings`` are the engines', each once.
     """
 
     def __init__(self, folder: Path, count: int) -> None:
@@ -24,6 +25,7 @@ class Roster:
         self._tails: list[deque[str]] = [deque(maxlen=_TAIL_LINES) for _ in range(count)]
         self.nodes: list[str] = []
         self.losses: list[str] = []
+        self.warnings: list[str] = []
 
     def open(self) -> None:
         """Make the folder."""

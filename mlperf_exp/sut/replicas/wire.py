@@ -77,6 +77,12 @@ class Log(_Message, tag="log"):
     text: bytes
 
 
+class Warned(_Message, tag="warned"):
+    """What the engine warned of as it started."""
+
+    text: str
+
+
 class Beat(_Message, tag="beat"):
     """Still there."""
 
@@ -99,7 +105,7 @@ class Stop(_Message, tag="stop"):
 
 
 ToReplica = Work | Load | Beat | Stop
-FromReplica = Hello | Answers | Many | Lost | Log | Beat | Loaded
+FromReplica = Hello | Answers | Many | Lost | Log | Warned | Beat | Loaded
 
 to_replica: msgspec.msgpack.Decoder[ToReplica] = msgspec.msgpack.Decoder(ToReplica)
 from_replica: msgspec.msgpack.Decoder[FromReplica] = msgspec.msgpack.Decoder(FromReplica)
