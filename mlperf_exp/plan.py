@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mlperf_exp import batches, layout
+from mlperf_exp import batches, layout, steps
 from mlperf_exp.benchmarks import BENCHMARKS, bounds_ms
 from mlperf_exp.compliance import rules as compliance
 from mlperf_exp.config import (
@@ -300,8 +300,7 @@ def _engine(config: Config, derived: list[Derived], warnings: list[str]) -> dict
         )
     if config.hw.device is Device.cuda:
         fill("gpu_memory_utilization", config.backend.gpu_memory_utilization, "backend.gpu_memory_utilization")
-        step = 8192 if config.hw.memory_gib >= _LARGE_GIB else 2048
-        fill("max_num_batched_tokens", step, "vLLM's own choice when it serves on a card of this size")
+        fill("max_num_batched_tokens", *_step(config, given))
         _size(config, given, fill)
     else:
         fill("max_num_seqs", 256, "as many sequences as a processor keeps busy")
@@ -310,10 +309,34 @@ def _engine(config: Config, derived: list[Derived], warnings: list[str]) -> dict
     return given
 
 
+def _dtype(config: Config, given: dict[str, Any]) -> str:
+    """The type of what is not quantized, by the name that the tables have."""
+    return _ALIASES.get(str(given["dtype"]), config.model.dtype if given["dtype"] == "auto" else str(given["dtype"]))
+
+
+def _step(config: Config, given: dict[str, Any]) -> tuple[int, str]:
+    """Tokens of one engine step, and why: what the card is used to, or what the time per output token allows."""
+    large = config.hw.memory_gib >= _LARGE_GIB
+    most = 4096 if large else 2048
+    bound, shape = config.scenario.tpot_ms, config.model.architecture
+    peak = steps.peak_tflops(config.hw.peak_tflops, given.get("quantization"), _dtype(config, given))
+    if bound is not None and peak is not None:
+        peak *= given.get("tensor_parallel_size", 1)
+        tokens = max(steps.most_tokens(shape, peak, bound), given.get("max_num_seqs", 1))
+        if tokens < most:
+            took = steps.milliseconds(shape, peak, tokens)
+            room = "within" if took <= bound else "which a waiting load would show as more than"
+            return tokens, (
+                f"a full step then takes about {took:.0f} ms at {steps.SHARE:.0%} of {peak:g} TFLOP/s, {room} the "
+                f"{bound:g} ms that an output token may take"
+            )
+    return most, "more fills a card of this size no better" if large else "vLLM's own choice on a card of this size"
+
+
 def _size(config: Config, given: dict[str, Any], fill: Any) -> None:
     """Refuse a model that does not fit the card; derive parallelism and the number of sequences."""
     hw, model = config.hw, config.model
-    dtype = _ALIASES.get(str(given["dtype"]), model.dtype if given["dtype"] == "auto" else given["dtype"])
+    dtype = _dtype(config, given)
     weight = _bytes("backend.engine.dtype", given.get("quantization"), dtype)
     cache = given.get("kv_cache_dtype", "auto")
     kv = _bytes("backend.engine.dtype", None if cache == "auto" else cache, dtype)
@@ -350,7 +373,7 @@ def _size(config: Config, given: dict[str, Any], fill: Any) -> None:
         raise UserError("hw", _too_small(config, result, int(given["max_model_len"])), _LARGER)
     if hw.gpus_per_node > 1:
         fill("tensor_parallel_size", degree, f"one engine over {degree} of the node's {hw.gpus_per_node} GPUs")
-    sequences = max(1, min(1024, int(result.kv_tokens / mean)))
+    sequences = max(1, min(1024, int(result.kv_tokens / mean), int(given["max_num_batched_tokens"])))
     sequences = sequences if sequences < 16 else sequences // 8 * 8
     fill(
         "max_num_seqs",

@@ -150,19 +150,62 @@ def why(it: Plan, key: str) -> str:
 
 def test_an_a30_gets_settings_that_fit_and_says_why() -> None:
     it = plan("hw=a30", "scenario=server")
-    sequences = it.engine["max_num_seqs"]
+    sequences, step = it.engine["max_num_seqs"], it.engine["max_num_batched_tokens"]
     assert sequences % 8 == 0
     mean = 785 + 64
-    assert (sequences * mean) <= sized().kv_tokens < (sequences + 8) * mean
+    assert (sequences * mean) <= sized(batched_tokens=step).kv_tokens < (sequences + 8) * mean
     assert it.engine["gpu_memory_utilization"] == 0.92
     assert it.engine["max_model_len"] == 2668
     assert "tensor_parallel_size" not in it.engine
     said = why(it, "backend.engine.max_num_seqs")
-    assert f"{sized(batched_tokens=2048).kv_tokens:,} tokens" in said
+    assert f"{sized(batched_tokens=step).kv_tokens:,} tokens" in said
     assert "15.0 GiB of weights" in said and "21.6 GiB" in said
     assert all(d.why for d in it.derived)
     bounds = {"scenario.ttft_ms", "scenario.tpot_ms"}
     assert {f"backend.engine.{key}" for key in it.engine} | bounds == {d.key for d in it.derived}
+
+
+FP8 = ("backend.engine.quantization=fp8", "backend.engine.kv_cache_dtype=fp8")
+
+
+@pytest.mark.parametrize(
+    ("words", "tokens"),
+    [
+        (("hw=h200", "scenario=interactive", *FP8), 1536),  # what was the best of those tried on one
+        (("hw=h200", "scenario=server", *FP8), 4096),
+        (("hw=h200", *FP8), 4096),
+        (("hw=h200", "scenario=interactive"), 768),  # half the peak
+        (("hw=h200", "scenario=interactive", "backend.engine.dtype=half"), 768),
+        (("hw=h200", "scenario=interactive", "backend.engine.max_num_seqs=1000"), 1000),  # one token each at least
+        (("hw=h200", "scenario=interactive", "scenario.tpot_ms=60", *FP8), 3200),
+        (("hw=a100", "scenario=interactive", *FP8), 256),  # no fp8 products: the peak is bf16's
+        (("hw=a30", "scenario=interactive"), 256),
+        (("hw=a30", "scenario=server"), 384),
+        (("hw=a30",), 2048),
+        (("hw=l40s", "scenario=server", *FP8), 1920),
+        (("hw=b200", "scenario=interactive", *FP8), 3584),
+    ],
+)
+def test_a_full_step_keeps_the_time_that_an_output_token_may_take(words: tuple[str, ...], tokens: int) -> None:
+    it = plan(*words)
+    assert it.engine["max_num_batched_tokens"] == tokens
+    assert it.engine["max_num_seqs"] <= tokens  # vLLM refuses more
+    said = why(it, "backend.engine.max_num_batched_tokens")
+    if tokens in (2048, 4096):
+        assert "a card of this size" in said
+    else:
+        peak, bound = peak_and_bound(it)
+        took = 1e3 * tokens * 2 * 6_979_588_096 / (0.42 * peak * 1e12)
+        assert f"about {took:.0f} ms at 42% of {peak:g} TFLOP/s" in said and f"the {bound:g} ms" in said
+        assert ("within the" in said) == (took <= bound), "what cannot be kept is not called so"
+
+
+def peak_and_bound(it: Plan) -> tuple[float, float]:
+    peaks = it.config.hw.peak_tflops
+    peak = peaks.get("fp8") if "quantization" in it.engine else None
+    bound = it.config.scenario.tpot_ms
+    assert bound is not None
+    return peak or peaks["bf16"] or 0.0, bound
 
 
 def test_fp8_fits_more_on_the_same_card() -> None:
