@@ -4,16 +4,16 @@
     python benchmarks/h200_llama.py --weights bf16 --parts bare offline
     python benchmarks/h200_llama.py --parts bare --set backend.engine.max_num_seqs=512     # one setting, bare
 
-Prompts are random token ids with log-normal lengths (mean 785, sigma 0.53, clipped to 32..2540, then 781 in
-the mean): CNN/DailyMail's validation articles under MLPerf's prompt have about 780 in the mean and at most 2540. 128
-tokens are generated. ``--weights static``: an fp8 checkpoint with static scales and random weights (fp8_checkpoint.py);
-``online``: bf16 quantized by vLLM as it loads, activations scaled at each step; ``bf16``. No weights are real: these
-are speeds, and no run is valid.
+Prompts are random token ids with log-normal lengths (mean 785, sigma 0.53, clipped to 32..2540, then 781 in the mean,
+whatever their number): CNN/DailyMail's validation articles under MLPerf's prompt have about 780 in the mean and at most
+2540. 128 tokens are generated. ``--weights static``: an fp8 checkpoint with static scales and random weights
+(fp8_checkpoint.py); ``online``: bf16 quantized by vLLM as it loads, activations scaled at each step; ``bf16``. No
+weights are real: these are speeds, and no run is valid.
 
 Bare is ``vllm.LLM.generate`` over the same prompts with the same engine arguments. The framework is the whole command:
-a sweep of its load points on one engine start, LoadGen's own rates and verdicts, MLPerf's latency bounds, and
-``--seconds`` of load instead of 600: of a short offline run the tail (the last answers, as the batch empties) is a
-larger part.
+a sweep of its load points, on one engine start for each kind of settings (``conf/tuning/``), LoadGen's own rates and
+verdicts, MLPerf's latency bounds, and ``--seconds`` of load instead of 600: of a short offline run the tail (the last
+answers, as the batch empties) is a larger part.
 
 Prints JSON, also after each step into ``--out``. Bars (one H200): framework over bare 0.99; tokens/s offline 8,255,
 server 8,114, interactive 6,684, bf16 offline 5,300; start on a warm compile cache 30 s.
@@ -117,29 +117,10 @@ def flops(prompt: float, output: float) -> float:
 
 
 def ceiling() -> dict[str, Any]:
-    """TFLOP/s of one long matrix product through PyTorch: fp8 with one scale a tensor, and bf16."""
-    code = """
-import json, torch
-def timed(call):
-    for _ in range(20): call()
-    a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    a.record()
-    for _ in range(200): call()
-    b.record(); torch.cuda.synchronize()
-    return a.elapsed_time(b) / 200 / 1e3
-m, k, n = 8192, 4096, 28672
-x, w = torch.randn(m, k, device="cuda"), torch.randn(n, k, device="cuda")
-one = torch.ones((), device="cuda")
-x8, w8 = x.to(torch.float8_e4m3fn), w.to(torch.float8_e4m3fn)
-xb, wb = x.bfloat16(), w.bfloat16()
-flop = 2 * m * k * n / 1e12
-copy = torch.empty(2**31, dtype=torch.uint8, device="cuda"); other = torch.empty_like(copy)
-print(json.dumps({"fp8_tflop_s": flop / timed(lambda: torch._scaled_mm(x8, w8.t(), one, one, out_dtype=torch.bfloat16)),
-    "bf16_tflop_s": flop / timed(lambda: xb @ wb.t()),
-    "copy_gb_s": 2 * 2**31 / 1e9 / timed(lambda: other.copy_(copy)),
-    "gpu": torch.cuda.get_device_name(), "torch": torch.__version__}))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    """The layers' products alone (products.py), fp8 and bf16: what the card's power leaves of their rate."""
+    command = [sys.executable, str(Path(__file__).with_name("products.py")), "--kernels", "cutlass", "bf16",
+               "--seconds", "5"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     return json.loads(done.stdout) if done.returncode == 0 else {"error": done.stderr[-1000:]}
 
 
@@ -194,8 +175,8 @@ def main() -> None:
     parser.add_argument("--hw", default="h200")
     parser.add_argument("--rate", type=float, default=60.0, help="samples/s that sizes the offline load")
     parser.add_argument("--seconds", type=float, default=45.0, help="of load at each point")
-    parser.add_argument("--server", type=float, nargs="+", default=[0.9, 0.95], help="shares of the offline rate")
-    parser.add_argument("--interactive", type=float, nargs="+", default=[0.75, 0.8], help="likewise")
+    parser.add_argument("--server", type=float, nargs="+", default=[0.97, 1.0], help="shares of the offline rate")
+    parser.add_argument("--interactive", type=float, nargs="+", default=[0.8, 0.85], help="likewise")
     parser.add_argument("--repeats", type=int, default=1, help="of the bare run, on one engine start")
     parser.add_argument("--profile", action="store_true", help="the longest kernels of the bare engine")
     parser.add_argument("--set", nargs="*", default=[], help="overrides for both sides")

@@ -44,8 +44,9 @@ EDGE_SCENARIOS = (Scenario.offline, Scenario.single_stream)
 
 _COUNTS = (  # engine arguments that the plan counts with
     "max_model_len", "max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size", "pipeline_parallel_size",
-    "data_parallel_size",
+    "data_parallel_size", "block_size",
 )  # fmt: skip
+_PAGE = 16  # tokens of KV cache that vLLM gives out at a time
 _AMPLE = 32  # sequences at a time, with which a card is busy
 _LARGER = "Use a larger profile, more GPUs (backend.engine.tensor_parallel_size) or backend.engine.quantization=fp8"
 _ALIASES = {"half": "float16", "float": "float32"}  # vLLM's other names
@@ -343,7 +344,8 @@ def _size(config: Config, given: dict[str, Any], fill: Any) -> None:
     others = given.get("pipeline_parallel_size", 1) * given.get("data_parallel_size", 1)
     on_one = -(-config.backend.replicas // hw.nodes) if config.backend.replicas else 1  # replicas on the fullest node
     most, heads = max(1, hw.gpus_per_node // on_one // others), model.architecture.heads
-    mean = config.dataset.mean_prompt_tokens + model.max_new_tokens / 2
+    page = int(given.get("block_size", _PAGE))
+    mean = config.dataset.mean_prompt_tokens + model.max_new_tokens / 2 + page / 2  # half of the last page is empty
 
     def sized(degree: int) -> Fit:
         return fit(

@@ -152,7 +152,7 @@ def test_an_a30_gets_settings_that_fit_and_says_why() -> None:
     it = plan("hw=a30", "scenario=server")
     sequences, step = it.engine["max_num_seqs"], it.engine["max_num_batched_tokens"]
     assert sequences % 8 == 0
-    mean = 785 + 64
+    mean = 785 + 64 + 8  # half a page of 16
     assert (sequences * mean) <= sized(batched_tokens=step).kv_tokens < (sequences + 8) * mean
     assert it.engine["gpu_memory_utilization"] == 0.92
     assert it.engine["max_model_len"] == 2668
@@ -299,6 +299,7 @@ def test_parallelism_leaves_room_for_other_kinds() -> None:
         ("max_model_len=128", "max_model_len"),
         ("max_num_batched_tokens=-1", "max_num_batched_tokens"),
         ("max_num_seqs=true", "max_num_seqs"),
+        ("block_size=0", "block_size"),
         ("gpu_memory_utilization=1.5", "gpu_memory_utilization"),
         ("gpu_memory_utilization=most", "gpu_memory_utilization"),
         ("dtype=float7", "dtype"),

@@ -2,12 +2,15 @@
 
 Lengths are log-normal. With the defaults of ``config.Dataset`` (mean 785 tokens, sigma 0.53) and the limit of 2540
 tokens that MLPerf's longest prompt leaves beside 128 output tokens (2668 together), 0.7 % of the lengths meet the
-limit and are clipped to it, which lowers the mean by 0.5 %. No prompt shares a prefix with another.
+limit and are clipped to it, which lowers the mean by 0.5 %, to 781. The lengths are the distribution's quantiles in a
+random order, so that a set of any size has that mean, and speeds on two of them compare. No prompt shares a prefix with
+another.
 """
 
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 
@@ -48,7 +51,9 @@ def load(samples: int, mean_tokens: float, sigma: float, max_tokens: int, vocab_
     if vocab_size < 1:
         raise UserError("model.architecture.vocab_size", f"is {vocab_size}", "Give the model's vocabulary size")
     random = np.random.default_rng(seed)
-    drawn = random.lognormal(math.log(mean_tokens) - sigma**2 / 2, sigma, samples)
+    normal = NormalDist(math.log(mean_tokens) - sigma**2 / 2, sigma) if sigma else None
+    logs = [normal.inv_cdf((i + 0.5) / samples) if normal else math.log(mean_tokens) for i in range(samples)]
+    drawn = random.permutation(np.exp(logs))
     lengths = np.clip(np.rint(drawn), min(MIN_TOKENS, math.floor(mean_tokens)), max_tokens).astype(np.int64)
     ids = random.integers(0, vocab_size, int(lengths.sum()), dtype=np.int32)
     return [Sample(tuple(part.tolist()), "") for part in np.split(ids, np.cumsum(lengths)[:-1])]
