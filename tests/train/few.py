@@ -1,16 +1,14 @@
 """A small folder of real JPEGs, and the command on it."""
 
-import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from mlperf_exp.data.digits import write_digits
+from tests.runs.runs_of_commands import Finished
 
 
 def few_digits(root: Path, train: int = 8, val: int = 2) -> Path:
@@ -36,22 +34,8 @@ def words(folder: Path, data: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Done:
-    """A command that ended."""
-
-    status: int
-    stderr: str
-    folder: Path
-
-    @property
-    def result(self) -> dict[str, Any]:
-        value: dict[str, Any] = json.loads((self.folder / "result.json").read_text())
-        return value
-
-    @property
-    def last_line(self) -> str:
-        return self.stderr.strip().splitlines()[-1]
+class Done(Finished):
+    """A command that ended, and left checkpoints."""
 
     def weights(self) -> dict[str, torch.Tensor]:
         return weights(self.folder)
@@ -69,4 +53,4 @@ def run(folder: Path, data: Path, *more: str, timeout_s: float = 600) -> Done:
     folder.parent.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(words(folder, data, *more), capture_output=True, text=True, timeout=timeout_s,
                           cwd=folder.parent, check=False)  # fmt: skip
-    return Done(done.returncode, done.stderr, folder)
+    return Done(done.returncode, done.stdout, done.stderr, folder)

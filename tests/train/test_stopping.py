@@ -53,7 +53,7 @@ def stopped(folder, data, how, *more):
     _, stderr = process.communicate(timeout=120)
     psutil.wait_procs(ranks, timeout=60)
     assert not any(rank.is_running() for rank in ranks)
-    return Done(process.returncode, stderr, folder)
+    return Done(process.returncode, "", stderr, folder)
 
 
 def step(path):

@@ -97,7 +97,7 @@ def test_the_command_reaches_its_target_and_mlperf_s_checker_accepts_the_log(tmp
              "scenario.eval_every_samples=400"]  # fmt: skip
     ended = subprocess.run(words, capture_output=True, text=True, timeout=600, cwd=tmp_path, check=False)
     assert ended.returncode == 0, ended.stderr
-    result = Done(0, ended.stderr, folder).result
+    result = Done(0, ended.stdout, ended.stderr, folder).result
     assert result["verdict"]["valid"], result["verdict"]["reasons"]
     assert result["verdict"]["compliance"]["mllog"]["checks"] == {"ruleset 6.1.0": True}
     metrics = result["metrics"]

@@ -46,7 +46,7 @@ def ends(hosts, folder, started, timeout_s=400):
     found = []
     for process, name in zip(started, hosts.names, strict=True):
         _, stderr = process.communicate(timeout=timeout_s)
-        found.append(Done(process.returncode, stderr, folder / name / "run"))
+        found.append(Done(process.returncode, "", stderr, folder / name / "run"))
     return found
 
 

@@ -175,7 +175,7 @@ class TorchxCluster:
 
         TorchX asks ``squeue --json`` for one job; Slurm 22.05 tells of all, and TorchX takes the last one's state.
         """
-        numbers = {str(attempt.id).rpartition("/")[2]: str(attempt.id) for attempt in attempts}
+        numbers = {_own_name(attempt): str(attempt.id) for attempt in attempts}
         return {numbers[number]: state for number, state in _slurm_jobs.states(numbers).items() if number in numbers}
 
     def logs(self, attempt: Attempt, log: Log, final: bool) -> None:
@@ -200,7 +200,7 @@ class TorchxCluster:
         """Ask TorchX; its local scheduler kills after 10 s."""
         assert attempt.id is not None
         if self.settings.backend.scheduler is Scheduler.slurm:  # TorchX would not, where it takes the job for ended
-            _slurm_jobs.cancel(attempt.id.rpartition("/")[2])
+            _slurm_jobs.cancel(_own_name(attempt))
             return
         # Not under the lock: TorchX waits here for the end of local processes.
         with _asking(self._scheduler):
@@ -209,7 +209,7 @@ class TorchxCluster:
     def remove(self, attempt: Attempt) -> None:
         """Remove the Volcano job, or the containers; Slurm and local processes leave nothing."""
         assert attempt.id is not None
-        app = attempt.id.rpartition("/")[2]
+        app = _own_name(attempt)
         with self._lock, _asking(self._scheduler):
             if self.settings.backend.scheduler is Scheduler.kubernetes:
                 self._runner.delete(attempt.id)
@@ -257,7 +257,7 @@ class TorchxCluster:
     def _sources(self, attempt: Attempt, log: Log) -> list[GrowingFile | Stream]:
         """Two files a replica, or one stream."""
         assert attempt.id is not None
-        name, app = attempt.id, attempt.id.rpartition("/")[2]
+        name, app = attempt.id, _own_name(attempt)
         count = range(attempt.spec.need.nodes)
         if self.settings.backend.scheduler is Scheduler.slurm:
             base = [f"slurm-{app}-{attempt.uid}-{i}" for i in count]
@@ -306,6 +306,11 @@ class TorchxCluster:
                     "Install Volcano, or take hydra/launcher=kubernetes, which needs none",
                 ) from error
             raise Unreachable(f"Kubernetes does not answer: {' '.join(str(error).split())}") from error
+
+
+def _own_name(attempt: Attempt) -> str:
+    """The scheduler's name of the job, of TorchX's ``scheduler://session/name``; Slurm's is a number."""
+    return str(attempt.id).rpartition("/")[2]
 
 
 @contextlib.contextmanager
