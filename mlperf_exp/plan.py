@@ -303,6 +303,7 @@ def _engine(config: Config, derived: list[Derived], warnings: list[str]) -> dict
         fill("gpu_memory_utilization", config.backend.gpu_memory_utilization, "backend.gpu_memory_utilization")
         fill("max_num_batched_tokens", *_step(config, given))
         _size(config, given, fill)
+        _long_steps(config, given, warnings)
     else:
         fill("max_num_seqs", 256, "as many sequences as a processor keeps busy")
         fill("max_num_batched_tokens", 2048, "enough to keep a processor busy; more only delays first tokens")
@@ -316,22 +317,42 @@ def _dtype(config: Config, given: dict[str, Any]) -> str:
 
 
 def _step(config: Config, given: dict[str, Any]) -> tuple[int, str]:
-    """Tokens of one engine step, and why: what the card is used to, or what the time per output token allows."""
+    """Tokens of one engine step, and why: what the card is used to, or what the server's bound allows.
+
+    The server's for every load: loads share an engine, and its accuracy.
+    """
     large = config.hw.memory_gib >= _LARGE_GIB
     most = 4096 if large else 2048
-    bound, shape = config.scenario.tpot_ms, config.model.architecture
-    peak = steps.peak_tflops(config.hw.peak_tflops, given.get("quantization"), _dtype(config, given))
+    bound, peak = bounds_ms(config.model.benchmark, Scenario.server).get("tpot"), _peak(config, given)
     if bound is not None and peak is not None:
-        peak *= given.get("tensor_parallel_size", 1)
-        tokens = max(steps.most_tokens(shape, peak, bound), given.get("max_num_seqs", 1))
+        tokens = max(steps.most_tokens(config.model.architecture, peak, bound), given.get("max_num_seqs", 1))
         if tokens < most:
-            took = steps.milliseconds(shape, peak, tokens)
-            room = "within" if took <= bound else "which a waiting load would show as more than"
+            took = steps.milliseconds(config.model.architecture, peak, tokens)
             return tokens, (
-                f"a full step then takes about {took:.0f} ms at {steps.SHARE:.0%} of {peak:g} TFLOP/s, {room} the "
-                f"{bound:g} ms that an output token may take"
+                f"a full step then takes about {took:.0f} ms at {steps.SHARE:.0%} of {peak:g} TFLOP/s, of the "
+                f"{bound:g} ms that an output token of a server may take"
             )
     return most, "more fills a card of this size no better" if large else "vLLM's own choice on a card of this size"
+
+
+def _long_steps(config: Config, given: dict[str, Any], warnings: list[str]) -> None:
+    """Warn where full steps take longer than this load's output tokens may."""
+    bound, peak, shape = config.scenario.tpot_ms, _peak(config, given), config.model.architecture
+    if bound is None or peak is None:
+        return
+    tokens = int(given["max_num_batched_tokens"])
+    took, better = steps.milliseconds(shape, peak, tokens), steps.most_tokens(shape, peak, bound)
+    if took > bound and better < tokens:
+        warnings.append(
+            f"A full step of {tokens:,} tokens takes about {took:.0f} ms on {config.hw.name}, and an output token may "
+            f"take {bound:g}: near saturation backend.engine.max_num_batched_tokens={better} keeps it better."
+        )
+
+
+def _peak(config: Config, given: dict[str, Any]) -> float | None:
+    """TFLOP/s of one engine for the products of the model."""
+    one = steps.peak_tflops(config.hw.peak_tflops, given.get("quantization"), _dtype(config, given))
+    return None if one is None else one * int(given.get("tensor_parallel_size", 1))
 
 
 def _size(config: Config, given: dict[str, Any], fill: Any) -> None:

@@ -20,7 +20,7 @@ from mlperf_exp.plan import make_plan
 SAMPLES = [Sample((1, 2, 3), "one"), Sample((4,), "two")]
 INPUTS = Inputs(None, SAMPLES, None, [3, 1])
 SCORE = Score({"rouge1": 38.8, "gen_len": 8_000_000.0}, 2, ("a note",))
-WORDS = ("hw=h200", "backend=vllm", "scenario=server")
+WORDS = ("hw=a100", "backend=vllm", "scenario=server")  # a profile whose loads share an engine
 
 
 @pytest.fixture(scope="module", autouse=True)
