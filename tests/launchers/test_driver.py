@@ -305,3 +305,19 @@ def test_a_job_survives_being_written_down(tmp_path: Path) -> None:
 def test_a_folder_of_any_name_reaches_the_node_as_it_is(text: str) -> None:
     [override] = OverridesParser.create().parse_overrides([f"key={quoted(text)}"])
     assert OmegaConf.create({"key": override.value()})["key"] == text
+
+
+def test_a_signal_never_waits_for_a_lock_of_the_loop_that_it_interrupts() -> None:
+    """The handler runs on the loop's own thread, also amid its ``Event``'s methods."""
+    driver = object.__new__(Driver)
+    driver._signals, driver._woken = [], threading.Event()
+
+    def interrupted() -> None:
+        with driver._woken._cond:  # as within set, clear and the ends of wait
+            driver._note(signal.SIGINT, None)
+
+    thread = threading.Thread(target=interrupted, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert [number for _, number in driver._signals] == [signal.SIGINT]

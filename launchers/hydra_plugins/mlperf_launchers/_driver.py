@@ -296,8 +296,8 @@ class Driver:
         say(f"\nmlperf_exp: {why}: cancelling {count} jobs and waiting for their end\n")
 
     def _note(self, number: int, _: object) -> None:
+        # Without waking the loop, which looks every tick: it may hold the event's lock where the signal meets it.
         self._signals.append((time.monotonic(), number))
-        self._woken.set()
 
     def _heed(self, moment: float) -> None:
         while self._signals:

@@ -66,15 +66,15 @@ def main() -> int:
     request = os.environ.pop(name)
     count = int(json.loads(request)["nodes"])
     wanted: dict[str, float] = json.loads(os.environ["MLPERF_EXP_RESOURCES"])
-    stopping = threading.Event()
+    stopping: list[int] = []  # no lock, which a second signal would meet in the first one's handler
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+        signal.signal(number, lambda number, _: stopping.append(number))
     ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
     group = placement_group([wanted] * count, strategy="STRICT_SPREAD")
     waited = 0.0
     while not group.wait(1.0):
         waited += 1.0
-        if stopping.is_set():
+        if stopping:
             return 130
         if waited >= _READY_S:
             print(f"mlperf_exp: no {count} Ray nodes with {wanted} each were free within {_READY_S:.0f} s", flush=True)
@@ -101,7 +101,7 @@ def main() -> int:
     told = False
     while any(thread.is_alive() for thread in threads):
         # A node that failed or is lost ends the others: they would wait for it for ever.
-        if not told and (stopping.is_set() or any(statuses.values())):
+        if not told and (stopping or any(statuses.values())):
             told = True
             for other in parts:
                 other.stop.remote()
