@@ -72,9 +72,26 @@ def test_attention_in_both_directions_stays_vllms_own(split: Any, monkeypatch: p
     assert type(it) is split.FlashAttentionMetadata
 
 
-@pytest.mark.parametrize("cache", ["auto", "fp8"])
-def test_each_token_is_answered_once_and_decodes_of_fp8_by_the_kernel(
-    split: Any, monkeypatch: pytest.MonkeyPatch, cache: str
+PLAIN = {"kv_cache_dtype": "fp8", "scale": 1.0, "head_size": 8, "num_queries_per_kv": 2, "alibi_slopes": None,
+         "sinks": None, "logits_soft_cap": 0, "sliding_window": (-1, -1)}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "scales", "decodes_by"),
+    [
+        ({}, 1, "kernel"),
+        ({"kv_cache_dtype": "auto"}, 1, "own"),
+        ({"sliding_window": (127, 0)}, 1, "own"),
+        ({"logits_soft_cap": 30.0}, 1, "own"),
+        ({"sinks": "some"}, 1, "own"),
+        ({"alibi_slopes": "some"}, 1, "own"),
+        ({"head_size": 96}, 1, "own"),
+        ({"num_queries_per_kv": 32}, 1, "own"),
+        ({}, 2, "own"),  # a scale for each head
+    ],
+)
+def test_each_token_is_answered_once_and_decodes_of_fp8_by_the_kernel_where_it_can(
+    split: Any, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], scales: int, decodes_by: str
 ) -> None:
     import torch
 
@@ -88,7 +105,7 @@ def test_each_token_is_answered_once_and_decodes_of_fp8_by_the_kernel(
 
     def decode(query: Any, keys: Any, values: Any, output: Any, table: Any, lengths: Any, *rest: Any) -> None:
         assert keys.shape == values.shape == (4, 16, 2, 8) and len(query) == len(lengths) == len(table)
-        assert rest[1] == ("q", "k", "v")
+        assert [float(one) for one in rest[1]] == [2, 3, 4]
         calls.append(("kernel", query[:, 0, 0].tolist()))
         output.add_(query[:, 0, :1, None].expand_as(output))
 
@@ -96,14 +113,16 @@ def test_each_token_is_answered_once_and_decodes_of_fp8_by_the_kernel(
     monkeypatch.setattr(split, "decode", decode)
     metadata = built(split, monkeypatch, step([1, 1, 3], [30, 7, 20]))
     it = object.__new__(split.SplitAttention)
-    it.kv_cache_dtype, it.scale = cache, 1.0
+    for name, value in (PLAIN | changed).items():
+        setattr(it, name, value)
     tokens = torch.arange(1.0, 6)[:, None, None].expand(5, 4, 8)
     output = torch.zeros(5, 4, 8)
-    layer = SimpleNamespace(_q_scale="q", _k_scale="k", _v_scale="v")
+    q_scale, k_scale, v_scale = torch.tensor(2.0), torch.full((scales,), 3.0), torch.full((scales,), 4.0)
+    layer = SimpleNamespace(_q_scale=q_scale, _k_scale=k_scale, _v_scale=v_scale)
     given = (layer, tokens, tokens, tokens, torch.zeros(4, 2, 16, 2, 8))
     assert it.forward(*given, metadata, output) is output
     assert output[:, 0, 0].tolist() == [1, 2, 3, 4, 5], "each once, in its own place"
-    assert calls == [("own" if cache == "auto" else "kernel", [1, 2]), ("own", [3, 4, 5])]
+    assert calls == [(decodes_by, [1, 2]), ("own", [3, 4, 5])]
     calls.clear()
     it.forward(*given, built(split, monkeypatch, step([1] * 5, [9] * 5)), output)
     assert calls == [("own", [1, 2, 3, 4, 5])], "decodes alone may be in a graph, which holds vLLM's own"

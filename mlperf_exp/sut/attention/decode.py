@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 TILE, WARPS, STAGES = 128, 2, 2  # tried: docs/tuning.md
-_ROWS = 16  # of the smallest product
+ROWS = 16  # of the smallest product: heads of a group at most
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -96,7 +96,7 @@ def decode(
     """Attention of one query a sequence.
 
     Args:
-        query: fp8 e4m3 ``[sequences, heads, head size]``.
+        query: fp8 e4m3 ``[sequences, heads, head size]``; the head size a power of two, at most 16 heads a KV head.
         keys: fp8 e4m3 ``[pages, page, KV heads, head size]``; the last dimension in one piece. The larger the power of
             two in the page's length (128 at best), the faster.
         values: likewise, with the same strides.
@@ -111,5 +111,5 @@ def decode(
     _kernel[(heads, query.shape[0])](
         query, keys, values.view(torch.int16), output, table, lengths, *scales, scale,
         query.stride(0), output.stride(0), table.stride(0), keys.stride(0), keys.stride(1), keys.stride(2),
-        GROUP=query.shape[1] // heads, ROWS=_ROWS, SIZE=size, PAGE=page, TILE=tile, num_warps=WARPS, num_stages=STAGES,
+        GROUP=query.shape[1] // heads, ROWS=ROWS, SIZE=size, PAGE=page, TILE=tile, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip

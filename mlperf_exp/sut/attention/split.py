@@ -8,6 +8,7 @@ against an fp8 cache go to :mod:`mlperf_exp.sut.attention.decode`.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -23,7 +24,7 @@ from vllm.v1.attention.backends.flash_attn import (
 )
 from vllm.v1.attention.backends.utils import split_decodes_and_prefills
 
-from mlperf_exp.sut.attention.decode import decode
+from mlperf_exp.sut.attention.decode import ROWS, decode
 
 
 @dataclass
@@ -76,6 +77,14 @@ class SplitBuilder(FlashAttentionMetadataBuilder):
 class SplitAttention(FlashAttentionImpl):
     """See the module."""
 
+    @cached_property
+    def _plain(self) -> bool:
+        """Whether the kernel computes what this layer wants: an fp8 cache, and nothing but causal attention."""
+        size, group = self.head_size, self.num_queries_per_kv
+        special = self.alibi_slopes is not None or self.sinks is not None or bool(self.logits_soft_cap)
+        special = special or tuple(self.sliding_window) != (-1, -1)
+        return is_quantized_kv_cache(self.kv_cache_dtype) and not special and not size & (size - 1) and group <= ROWS
+
     def forward(
         self, layer: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
         kv_cache: torch.Tensor, attn_metadata: FlashAttentionMetadata, output: torch.Tensor, *args: Any, **kwargs: Any,
@@ -87,7 +96,7 @@ class SplitAttention(FlashAttentionImpl):
         first = 0
         for part in parts:
             last = first + part.num_actual_tokens
-            if first == 0 and is_quantized_kv_cache(self.kv_cache_dtype):
+            if first == 0 and self._plain and layer._k_scale.numel() == layer._v_scale.numel() == 1:
                 keys, values = kv_cache.view(query.dtype).unbind(1)
                 decode(query[:last], keys, values, output[:last], part.block_table, part.seq_lens, self.scale,
                        (layer._q_scale, layer._k_scale, layer._v_scale))  # fmt: skip
