@@ -28,11 +28,15 @@ class Fit:
         return max(0, int((self.usable_bytes - self.weight_bytes - self.work_bytes) / self.kv_bytes_per_token))
 
 
+def layer_parameters(architecture: Architecture) -> int:
+    """Parameters without the embedding and the output layer."""
+    return max(architecture.parameters - 2 * architecture.vocab_size * architecture.hidden_size, 0)
+
+
 def weight_bytes(architecture: Architecture, bytes_per_weight: float) -> float:
     """Bytes of all weights; embedding and output layer stay at two bytes where the others are quantized."""
     outer = 2 * architecture.vocab_size * architecture.hidden_size
-    inner = max(architecture.parameters - outer, 0)
-    return inner * bytes_per_weight + outer * max(bytes_per_weight, 2.0)
+    return layer_parameters(architecture) * bytes_per_weight + outer * max(bytes_per_weight, 2.0)
 
 
 def fit(

@@ -17,8 +17,8 @@ from typing import Any
 from mlperf_exp.memory import BYTES, GIB
 from mlperf_exp.report.text import number
 from mlperf_exp.report.view import part
+from mlperf_exp.steps import PEAK_KEYS
 
-_PEAK_KEYS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "int8": "int8"}
 _OUTPUT_TOKENS = 128.0  # MLPerf's longest answer, where none was measured
 
 
@@ -146,7 +146,7 @@ def _types(model: Mapping[str, Any], engine: Mapping[str, Any]) -> tuple[str, fl
     own = BYTES.get(name, 2.0)
     cache = str(engine.get("kv_cache_dtype") or "auto")
     dtype = str(engine.get("dtype") or model.get("dtype") or "bfloat16")
-    return _PEAK_KEYS.get(name, name), own, BYTES.get(dtype, 2.0) if cache == "auto" else BYTES.get(cache, 2.0)
+    return PEAK_KEYS.get(name, name), own, BYTES.get(dtype, 2.0) if cache == "auto" else BYTES.get(cache, 2.0)
 
 
 def bounds(result: Mapping[str, Any]) -> dict[str, Bound]:

@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mlperf_exp.config import Architecture
+from mlperf_exp.memory import layer_parameters
+
+# Names of peaks in conf/hw/, by vLLM's names for types and quantizations.
+PEAK_KEYS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "int8": "int8"}
 
 SHARE = 0.42  # of the peak, with all that is no matrix product: an H200 in fp8 (bf16: 0.51), docs/tuning.md
 _OF_BOUND = 0.9  # the 99th percentile lies above a full step's time
@@ -17,8 +21,7 @@ _GRAIN, _LEAST = 128, 256  # rows of a product's tile; below, the weights' readi
 
 def flops_per_token(architecture: Architecture) -> float:
     """Operations of the layers' products for one token."""
-    outer = 2 * architecture.vocab_size * architecture.hidden_size
-    return 2.0 * max(architecture.parameters - outer, 1)
+    return 2.0 * max(layer_parameters(architecture), 1)
 
 
 def most_tokens(architecture: Architecture, peak_tflops: float, bound_ms: float) -> int:
@@ -34,6 +37,5 @@ def milliseconds(architecture: Architecture, peak_tflops: float, tokens: int) ->
 
 def peak_tflops(peaks: Mapping[str, float | None], quantization: str | None, dtype: str) -> float | None:
     """The peak of the type that products compute in: of a quantization that the card has no peak of, the model's."""
-    names = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
     own = peaks.get("fp8") if (quantization or "").startswith("fp8") else None
-    return own or peaks.get(names.get(dtype, "bf16"))
+    return own or peaks.get(PEAK_KEYS.get(dtype, "bf16"))
