@@ -36,7 +36,7 @@ def generate(
     Returns:
         ``start_s``, ``tokens``, ``prompt_tokens``, ``seconds`` of each time and ``tokens_per_second``; or ``error``.
     """
-    from mlperf_exp.sut.vllm import stop_tokens
+    from mlperf_exp.sut.vllm import stop_tokens, triton_cache
 
     job = {"model": str(model.absolute()), "engine": engine, "stop": stop_tokens(model), "prompts": prompts,
            "repeats": repeats, "profiled": profiled}  # fmt: skip
@@ -45,7 +45,8 @@ def generate(
         done = subprocess.run(
             [sys.executable, __file__, str(folder / "job.json"), str(folder / "answer.json")],
             stdout=log, stderr=log, timeout=timeout, check=False,
-            env={"VLLM_CPU_KVCACHE_SPACE": "1"} | os.environ | {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"},
+            env={"VLLM_CPU_KVCACHE_SPACE": "1", "TRITON_CACHE_DIR": str(triton_cache())} | os.environ
+            | {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"},
         )  # fmt: skip
     if done.returncode:
         return {"error": (folder / "bare.log").read_text()[-3000:]}

@@ -29,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def bare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def kernels(folder: Path) -> list[list[str]]:
     """The first rows of the profiler's table: kernel, share of the device's time, time, calls."""
-    table = next(folder.glob("profiler_out_*.txt"), None)
+    table = next(folder.glob("*profiler_out*.txt"), None)
     lines = table.read_text().splitlines() if table else []
     cells = [re.split(r"\s{2,}", line.strip()) for line in lines if line.strip() and not line.startswith("-")]
     return [[row[0][:100], *row[-4:]] for row in cells[:45]]
@@ -183,7 +184,8 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=500)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    report: dict[str, Any] = {"weights": options.weights, "set": options.set, "seconds": options.seconds, "bars": {}}
+    report: dict[str, Any] = {"vllm": version("vllm"), "torch": version("torch"), "weights": options.weights,
+                              "set": options.set, "seconds": options.seconds, "bars": {}}  # fmt: skip
     began = time.perf_counter()
 
     def keep() -> None:

@@ -164,6 +164,7 @@ class Vllm:
         os.environ.setdefault("VLLM_LOGGING_COLOR", "0")
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork copies LoadGen, and holds the reaper's pipe
         os.environ["SPT_NOENV"] = "1"  # vLLM's setproctitle would wipe out the mark that the reaper looks for
+        os.environ.setdefault("TRITON_CACHE_DIR", str(triton_cache()))
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all that is needed is in the model's folder
         if self._plan.config.hw.device is Device.cpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, int(self._plan.config.hw.memory_gib))))
@@ -222,6 +223,11 @@ class Vllm:
             with _output_to(self._log):
                 self._engine.shutdown()
             self._engine = None
+
+
+def triton_cache() -> Path:
+    """Triton's own cache of kernels. vLLM, where none is named, uses another one while it compiles than once it has."""
+    return Path(os.environ.get("TRITON_HOME", "~")).expanduser() / ".triton" / "cache"
 
 
 def stop_tokens(folder: Path) -> list[int]:

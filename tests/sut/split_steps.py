@@ -28,7 +28,7 @@ def step(queries: list[int], lengths: list[int]) -> Any:
     )  # fmt: skip
 
 
-def built(split: Any, monkeypatch: pytest.MonkeyPatch, common: Any, **changed: Any) -> Any:
+def built(split: Any, monkeypatch: pytest.MonkeyPatch, common: Any, speculative: Any = None, **changed: Any) -> Any:
     """The metadata by vLLM's own class of it, whose own builder wants a card."""
     from dataclasses import fields
 
@@ -45,7 +45,7 @@ def built(split: Any, monkeypatch: pytest.MonkeyPatch, common: Any, **changed: A
 
     monkeypatch.setattr(split.FlashAttentionMetadataBuilder, "build", own)
     builder = object.__new__(split.SplitBuilder)
-    builder.dcp_world_size, builder.aot_schedule = 1, False
+    builder.dcp_world_size, builder.vllm_config = 1, SimpleNamespace(speculative_config=speculative)
     return builder.build(0, common)
 
 
@@ -62,18 +62,40 @@ def test_a_mixed_step_has_two_parts_that_are_its_slices(split: Any, monkeypatch:
     assert it.max_num_splits == 32 and it.num_actual_tokens == 17
 
 
-@pytest.mark.parametrize("queries", [[1, 1, 1], [4, 9]])
-def test_a_step_of_one_kind_stays_vllms_own(split: Any, monkeypatch: pytest.MonkeyPatch, queries: list[int]) -> None:
-    assert type(built(split, monkeypatch, step(queries, [20] * len(queries)))) is split.FlashAttentionMetadata
+def test_decodes_alone_are_one_launch_as_vllm_says_it_for_a_graph(split: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = built(split, monkeypatch, step([1, 1, 1], [20, 30, 40]))
+    (part,) = it.parts
+    assert part.block_table is it.block_table and part.seq_lens is it.seq_lens, "the graph's own buffers"
+    assert part.max_num_splits == it.max_num_splits == 32
 
 
-def test_attention_in_both_directions_stays_vllms_own(split: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    it = built(split, monkeypatch, step([1, 4], [20, 20]), causal=False)
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"common": [4, 9]},  # prefills alone
+        {"common": [1, 4], "causal": False},
+        {"common": [1, 4], "rswa_prefix_lens": "some"},
+        {"common": [1, 1], "mm_prefix_query_range_tensor": "some"},
+        {"common": [1, 1], "speculative": "some"},
+        {"common": [0, 1, 1, 4]},  # a row without a query among the decodes
+    ],
+)
+def test_other_steps_stay_vllms_own(split: Any, monkeypatch: pytest.MonkeyPatch, case: dict[str, Any]) -> None:
+    queries = case.pop("common")
+    it = built(split, monkeypatch, step(queries, [20] * len(queries)), **case)
     assert type(it) is split.FlashAttentionMetadata
 
 
+def test_a_mixed_step_is_never_a_graphs(split: Any) -> None:
+    from vllm.v1.attention.backend import AttentionCGSupport
+
+    assert split.SplitBuilder.get_cudagraph_support(None, None) is AttentionCGSupport.UNIFORM_BATCH
+    assert not split.SplitBuilder.supports_update_block_table
+
+
 PLAIN = {"kv_cache_dtype": "fp8", "scale": 1.0, "head_size": 8, "num_queries_per_kv": 2, "alibi_slopes": None,
-         "sinks": None, "logits_soft_cap": 0, "sliding_window": (-1, -1)}  # fmt: skip
+         "sinks": None, "logits_soft_cap": 0, "sliding_window": (-1, -1), "attn_type": "decoder",
+         "num_kv_heads": 256}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -87,6 +109,7 @@ PLAIN = {"kv_cache_dtype": "fp8", "scale": 1.0, "head_size": 8, "num_queries_per
         ({"alibi_slopes": "some"}, 1, "own"),
         ({"head_size": 96}, 1, "own"),
         ({"num_queries_per_kv": 32}, 1, "own"),
+        ({"num_kv_heads": 100}, 1, "own"),  # too few to fill a card
         ({}, 2, "own"),  # a scale for each head
     ],
 )
@@ -105,6 +128,7 @@ def test_each_token_is_answered_once_and_decodes_of_fp8_by_the_kernel_where_it_c
 
     def decode(query: Any, keys: Any, values: Any, output: Any, table: Any, lengths: Any, *rest: Any) -> None:
         assert keys.shape == values.shape == (4, 16, 2, 8) and len(query) == len(lengths) == len(table)
+        assert keys.dtype == values.dtype == torch.float8_e4m3fn
         assert [float(one) for one in rest[1]] == [2, 3, 4]
         calls.append(("kernel", query[:, 0, 0].tolist()))
         output.add_(query[:, 0, :1, None].expand_as(output))
@@ -119,10 +143,47 @@ def test_each_token_is_answered_once_and_decodes_of_fp8_by_the_kernel_where_it_c
     output = torch.zeros(5, 4, 8)
     q_scale, k_scale, v_scale = torch.tensor(2.0), torch.full((scales,), 3.0), torch.full((scales,), 4.0)
     layer = SimpleNamespace(_q_scale=q_scale, _k_scale=k_scale, _v_scale=v_scale)
-    given = (layer, tokens, tokens, tokens, torch.zeros(4, 2, 16, 2, 8))
+    given = (layer, tokens, tokens, tokens, torch.zeros(4, 2, 16, 16, dtype=torch.uint8))
     assert it.forward(*given, metadata, output) is output
     assert output[:, 0, 0].tolist() == [1, 2, 3, 4, 5], "each once, in its own place"
     assert calls == [(decodes_by, [1, 2]), ("own", [3, 4, 5])]
     calls.clear()
     it.forward(*given, built(split, monkeypatch, step([1] * 5, [9] * 5)), output)
-    assert calls == [("own", [1, 2, 3, 4, 5])], "decodes alone may be in a graph, which holds vLLM's own"
+    assert calls == [(decodes_by, [1, 2, 3, 4, 5])], "decodes alone"
+    calls.clear()
+    it.forward(*given, SimpleNamespace(num_actual_tokens=5), output)
+    assert calls == [("own", [1, 2, 3, 4, 5])], "what has no parts"
+
+
+@pytest.mark.parametrize(
+    ("changed", "dtype", "scales", "columns", "by"),
+    [
+        ({}, "uint8", 1, 8, "kernel"),
+        ({"kv_cache_dtype": "auto"}, "bfloat16", 1, 8, "kernel"),
+        ({"kv_cache_dtype": "auto"}, "float16", 1, 8, "own"),
+        ({"attn_type": "encoder"}, "uint8", 1, 8, "own"),
+        ({}, "uint8", 2, 8, "own"),
+        ({}, "uint8", 1, 9, "own"),  # heads that are not in one piece
+    ],
+)
+def test_keys_and_values_are_written_by_the_kernel_where_it_can(
+    split: Any, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], dtype: str, scales: int, columns: int, by: str
+) -> None:
+    import torch
+
+    calls = []
+
+    def write(key: Any, value: Any, keys: Any, values: Any, slots: Any, *scales: Any) -> None:
+        assert keys.shape == values.shape == (4, 16, 2, 8) and key.shape == value.shape == (3, 2, 8)
+        assert [float(one) for one in scales] == [3, 4] and slots == "slots"
+        calls.append("kernel")
+
+    monkeypatch.setattr(split, "write", write)
+    monkeypatch.setattr(split.FlashAttentionImpl, "do_kv_cache_update", lambda *_: calls.append("own"))
+    it = object.__new__(split.SplitAttention)
+    for name, value in (PLAIN | changed).items():
+        setattr(it, name, value)
+    layer = SimpleNamespace(_k_scale=torch.full((scales,), 3.0), _v_scale=torch.full((scales,), 4.0))
+    given = torch.zeros(3, 2, columns, dtype=torch.bfloat16)[..., :8]
+    it.do_kv_cache_update(layer, given, given, torch.zeros(4, 2, 16, 16, dtype=getattr(torch, dtype)), "slots")
+    assert calls == [by]

@@ -14,13 +14,13 @@ import pytest
 
 from mlperf_exp.sut import attention
 
-KERNEL = Path(__file__).with_name("decode_kernel.py")
+KERNEL = Path(__file__).with_name("attention_kernels.py")
 SPLIT = Path(__file__).with_name("split_steps.py")  # tests too, of vLLM's own classes
 
 
 def kernel(what: str) -> Any:
     done = subprocess.run(
-        [sys.executable, str(KERNEL), what], env=os.environ | {"TRITON_INTERPRET": "1" if what == "answers" else "0"},
+        [sys.executable, str(KERNEL), what], env=os.environ | {"TRITON_INTERPRET": "0" if what == "compiles" else "1"},
         capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -31,6 +31,12 @@ def test_the_kernel_answers_as_plain_attention_does() -> None:
     rows = kernel("answers")
     assert [row[0] for row in rows] == [16, 64, 128, 192, 128], "pages that a tile divides, and smaller ones"
     assert all(row[-1] < 0.03 for row in rows), rows  # bfloat16 has 8 bits: numbers up to 4
+
+
+def test_keys_and_values_are_written_to_the_bit_and_nothing_beside_them() -> None:
+    rows = kernel("writes")
+    assert {row[0] for row in rows} == {"torch.float8_e4m3fn", "torch.bfloat16"} and len(rows) == 6
+    assert all(row[-1] == 0 for row in rows), rows
 
 
 def test_what_it_compiles_to_reads_values_turned_around_and_never_by_the_byte() -> None:
@@ -45,7 +51,7 @@ def test_a_step_is_cut_into_its_slices() -> None:
         [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", str(SPLIT)],
         capture_output=True, text=True, timeout=600, check=False, cwd=Path(__file__).parents[2],
     )  # fmt: skip
-    assert done.returncode == 0 and "13 passed" in done.stdout, done.stdout[-5000:] + done.stderr[-1000:]
+    assert done.returncode == 0 and "25 passed" in done.stdout, done.stdout[-5000:] + done.stderr[-1000:]
 
 
 def test_it_is_installed_as_vllms_plugin_and_leaves_another_one_alone() -> None:
@@ -70,24 +76,24 @@ CHOSEN = {"block_size": 128, "attention_config": {"backend": "CUSTOM", "flash_at
 
 def test_an_engine_that_does_not_ask_for_it_is_left_alone() -> None:
     for engine in ({}, {"attention_config": {"backend": "TRITON_ATTN"}}, {"attention_config": None}):
-        assert attention.settle(engine, "0.32.0") == (engine, ())
+        assert attention.settle(engine, "0.24.0") == (engine, ())
 
 
 def test_it_is_kept_with_a_vllm_that_it_was_tried_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
-    assert attention.settle(CHOSEN, "0.24.0") == (CHOSEN, ())
+    assert attention.settle(CHOSEN, "0.32.0") == (CHOSEN, ())
     monkeypatch.setenv("VLLM_PLUGINS", "other,mlperf_exp")
-    assert attention.settle(CHOSEN, "0.24.1+cu130") == (CHOSEN, ())
+    assert attention.settle(CHOSEN, "0.32.1+cu130") == (CHOSEN, ())
 
 
 @pytest.mark.parametrize(
     ("version", "plugins", "installed", "says"),
     [
-        ("0.32.0", None, True, "with vLLM 0.24.x only, and this is 0.32.0"),
-        ("0.240.0", None, True, "this is 0.240.0"),
-        ("0.24.0", "other", True, "VLLM_PLUGINS does not name mlperf_exp"),
-        ("0.24.0", "", True, "VLLM_PLUGINS does not name mlperf_exp"),
-        ("0.24.0", None, False, "not installed (pip install -e .)"),
+        ("0.24.0", None, True, "with vLLM 0.32.x only, and this is 0.24.0"),
+        ("0.320.0", None, True, "this is 0.320.0"),
+        ("0.32.0", "other", True, "VLLM_PLUGINS does not name mlperf_exp"),
+        ("0.32.0", "", True, "VLLM_PLUGINS does not name mlperf_exp"),
+        ("0.32.0", None, False, "not installed (pip install -e .)"),
     ],
 )
 def test_elsewhere_it_is_left_out_with_a_warning(

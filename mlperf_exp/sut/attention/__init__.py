@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 GROUP, NAME = "vllm.general_plugins", "mlperf_exp"
-SERIES = ("0.24.",)  # of vLLM, whose classes it extends and with which it was measured
+SERIES = ("0.32.",)  # of vLLM, whose classes it extends and with which it was measured
 
 
 def register() -> None:

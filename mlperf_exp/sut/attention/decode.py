@@ -85,6 +85,7 @@ def _kernel(  # type: ignore[no-untyped-def]
         k = tl.load(keys + place + k_at, mask=inside[None, :], other=0.0)
         v = tl.load(values + place // 2 + v_at, mask=inside[:, None], other=0)
         highest, total, even, odd = _step(q, k, v, factor, highest, total, even, odd, inside, True)
+    total = tl.where(length > 0, total, 1.0)  # a graph's spare rows have no keys
     found = tl.interleave(even, odd) / total[:, None] * tl.load(v_scale)
     tl.store(output + sequence * output_stride + at, found.to(output.dtype.element_ty), mask=real[:, None])
 
@@ -102,7 +103,7 @@ def decode(
         values: likewise, with the same strides.
         output: ``[sequences, heads, head size]``, written.
         table: int32 ``[sequences, pages at most]``.
-        lengths: int32 ``[sequences]``, of keys; 0 writes NaN.
+        lengths: int32 ``[sequences]``, of keys; 0 writes zeros.
         scale: of scores.
         scales: what query, keys and values were divided by.
     """

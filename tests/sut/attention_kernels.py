@@ -1,9 +1,10 @@
-"""The Triton kernel where no GPU is: its answers in Triton's interpreter, or what it compiles to for a Hopper card.
+"""The Triton kernels where no GPU is: their answers in Triton's interpreter, or what one compiles to for a Hopper card.
 
-    TRITON_INTERPRET=1 python tests/sut/decode_kernel.py answers     # greatest difference by page length
-    python tests/sut/decode_kernel.py compiles                       # counts of instructions by page length
+    TRITON_INTERPRET=1 python tests/sut/attention_kernels.py answers   # of decodes: greatest difference by page length
+    TRITON_INTERPRET=1 python tests/sut/attention_kernels.py writes    # places of the cache that are not as they should
+    python tests/sut/attention_kernels.py compiles                     # counts of instructions by page length
 
-With a GPU, ``answers`` runs the kernel itself.
+With a GPU, the first two run the kernels themselves.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import triton
 import triton.language as tl
 
 from mlperf_exp.sut.attention import decode as kernel
+from mlperf_exp.sut.attention.write import write
 
-LENGTHS = (37, 200, 1, 64, 301, 128)
+LENGTHS = (37, 200, 1, 64, 301, 128, 0)  # a graph's spare row has no keys
 SCALES = (0.5, 0.7, 1.3)
 
 
@@ -30,11 +32,21 @@ def halves_by_hand(pairs):
     return even.to(tl.int16).to(tl.float16, bitcast=True) * 256, odd.to(tl.int16).to(tl.float16, bitcast=True) * 256
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def halves_of(pages: int, page: int, kv_heads: int, size: int, dtype: torch.dtype) -> Any:
+    """Keys and values ``[pages, page, KV heads, size]``, all zero, as vLLM lays them out."""
+    return torch.zeros(pages, kv_heads, page, 2 * size, device=DEVICE).to(dtype).transpose(1, 2).split(size, -1)
+
+
 def difference(page: int, heads: int, kv_heads: int, size: int = 128) -> float:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = DEVICE
     torch.manual_seed(0)
     used = [-(-length // page) for length in LENGTHS]
-    cache = torch.randn(sum(used), 2, page, kv_heads, size, device=device).to(torch.float8_e4m3fn)
+    cache = halves_of(sum(used), page, kv_heads, size, torch.float8_e4m3fn)
+    for half in cache:
+        half.copy_(torch.randn(half.shape, device=device).to(half.dtype))
     query = torch.randn(len(LENGTHS), heads, size, device=device).to(torch.float8_e4m3fn)
     order = torch.randperm(sum(used), dtype=torch.int32)
     table = torch.zeros(len(LENGTHS), max(used), dtype=torch.int32)
@@ -44,10 +56,10 @@ def difference(page: int, heads: int, kv_heads: int, size: int = 128) -> float:
     output = torch.full((len(LENGTHS), heads, size), float("nan"), dtype=torch.bfloat16, device=device)
     lengths = torch.tensor(LENGTHS, dtype=torch.int32, device=device)
     q_scale, k_scale, v_scale = (torch.tensor(scale, device=device) for scale in SCALES)
-    kernel.decode(query, cache[:, 0], cache[:, 1], output, table, lengths, size**-0.5, (q_scale, k_scale, v_scale))
+    kernel.decode(query, *cache, output, table, lengths, size**-0.5, (q_scale, k_scale, v_scale))
     worst = 0.0
     for row, length in enumerate(LENGTHS):
-        keys, values = (cache[table[row].long(), i].reshape(-1, kv_heads, size)[:length].float() for i in (0, 1))
+        keys, values = (half[table[row].long()].reshape(-1, kv_heads, size)[:length].float() for half in cache)
         for head in range(heads):
             group = head // (heads // kv_heads)
             scores = keys[:, group] @ query[row, head].float() * q_scale * k_scale * size**-0.5
@@ -55,6 +67,32 @@ def difference(page: int, heads: int, kv_heads: int, size: int = 128) -> float:
             got = output[row, head].float()
             worst = max(worst, float("inf") if got.isnan().any() else (wanted - got).abs().max().item())
     return worst
+
+
+def wrong(page: int, kv_heads: int, size: int, dtype: torch.dtype) -> int:
+    """Places of a cache that are not what vLLM's own kernel writes: numbers over the scale, the greatest for more."""
+    torch.manual_seed(0)
+    pages, tokens = 5, 41
+    keys, values = halves_of(pages, page, kv_heads, size, dtype)
+    slots = torch.randperm(pages * page)[:tokens].to(DEVICE)
+    slots[3], slots[40] = -1, -1
+    both = torch.randn(tokens + 7, 2, kv_heads, size, device=DEVICE, dtype=torch.bfloat16) * 40
+    scales = torch.tensor(1.5, device=DEVICE), torch.tensor(0.3, device=DEVICE)
+    if DEVICE == "cpu":  # the interpreter rounds 31.9 to 16: numbers that need no rounding
+        both = both.to(torch.float8_e4m3fn).to(torch.bfloat16)
+        scales = torch.tensor(0.5), torch.tensor(0.25)
+    both[1, :, 0, 0], both[2, :, 0, 1] = 5000, -5000
+    key, value = both.unbind(1)
+    write(key, value, keys, values, slots, *scales)
+    found = 0
+    for cache, given, scale in ((keys, key, scales[0]), (values, value, scales[1])):
+        wanted = torch.zeros(pages * page, kv_heads, size, device=DEVICE)
+        for token, slot in enumerate(slots.tolist()):
+            if slot >= 0:
+                x = given[token].float()
+                wanted[slot] = (x / scale).clamp(-448, 448).to(dtype).float() if dtype.itemsize == 1 else x
+        found += int((cache.float().reshape(wanted.shape) != wanted).sum())
+    return found
 
 
 def instructions(page: int) -> dict[str, int]:
@@ -78,6 +116,10 @@ def instructions(page: int) -> dict[str, int]:
 if __name__ == "__main__":
     if sys.argv[1] == "compiles":
         print(json.dumps({page: instructions(page) for page in (64, 128)}))
+    elif sys.argv[1] == "writes":
+        sizes = (16, 2, 128), (128, 1, 64), (128, 3, 48)  # the last: neither a power of two
+        print(json.dumps([[str(dtype), *case, wrong(*case, dtype)]
+                          for dtype in (torch.float8_e4m3fn, torch.bfloat16) for case in sizes]))  # fmt: skip
     else:
         if not torch.cuda.is_available():
             kernel.halves = halves_by_hand
