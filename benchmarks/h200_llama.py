@@ -43,6 +43,7 @@ BARS = {
 TUNING = "backend.engine.quantization=fp8", "backend.engine.kv_cache_dtype=fp8"
 LAYER_PARAMETERS, HEAD_PARAMETERS, LAYERS, WIDTH = 6_979_321_856, 525_336_576, 32, 4096
 _PROFILED = 1200  # prompts
+_BEGAN = time.perf_counter()
 
 
 def model_words(options: argparse.Namespace) -> list[str]:
@@ -81,7 +82,7 @@ def bare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                                 "delay_iterations": 60, "max_iterations": 12}
         }  # fmt: skip
     answer = generate(folder, inputs.model, engine, prompts, repeats=options.repeats,
-                      profiled=_PROFILED if options.profile else 0, timeout=options.timeout)  # fmt: skip
+                      profiled=_PROFILED if options.profile else 0, timeout=left(options))  # fmt: skip
     if options.profile and "error" not in answer:
         answer["kernels"] = kernels(folder / "profile")
     return answer | {"engine": plan.engine, "queries": count(options)}
@@ -98,12 +99,17 @@ def kernels(folder: Path) -> list[list[str]]:
 def framework(options: argparse.Namespace, folder: Path, points: list[tuple[str, float]]) -> list[dict[str, Any]]:
     """The whole command at these points; with the FLOP/s that the answers took."""
     rows = sweep(folder, points, model_words(options), seconds=options.seconds, offline=count(options),
-                 timeout=options.timeout)  # fmt: skip
+                 timeout=left(options))  # fmt: skip
     for row in rows:
         if row.get("samples_per_second"):
             work = flops(row["prompt_tokens_mean"], row["output_tokens_mean"])
             row["tflop_s"] = work * row["samples_per_second"] / 1e12
     return rows
+
+
+def left(options: argparse.Namespace) -> float:
+    """Seconds of the whole that are left; what is finished by then is reported."""
+    return max(options.within - time.perf_counter() + _BEGAN, 1.0)
 
 
 def count(options: argparse.Namespace) -> int:
@@ -176,20 +182,19 @@ def main() -> None:
     parser.add_argument("--hw", default="h200")
     parser.add_argument("--rate", type=float, default=60.0, help="samples/s that sizes the offline load")
     parser.add_argument("--seconds", type=float, default=45.0, help="of load at each point")
-    parser.add_argument("--server", type=float, nargs="+", default=[0.97, 1.0], help="shares of the offline rate")
-    parser.add_argument("--interactive", type=float, nargs="+", default=[0.8, 0.85], help="likewise")
+    parser.add_argument("--server", type=float, nargs="+", default=[0.985], help="shares of bare's rate")
+    parser.add_argument("--interactive", type=float, nargs="+", default=[0.84], help="likewise")
     parser.add_argument("--repeats", type=int, default=1, help="of the bare run, on one engine start")
     parser.add_argument("--profile", action="store_true", help="the longest kernels of the bare engine")
     parser.add_argument("--set", nargs="*", default=[], help="overrides for both sides")
-    parser.add_argument("--timeout", type=float, default=500)
+    parser.add_argument("--within", type=float, default=530, help="seconds of the whole; later points are left out")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     report: dict[str, Any] = {"vllm": version("vllm"), "torch": version("torch"), "weights": options.weights,
                               "set": options.set, "seconds": options.seconds, "bars": {}}  # fmt: skip
-    began = time.perf_counter()
 
     def keep() -> None:
-        report["wall_s"] = time.perf_counter() - began
+        report["wall_s"] = time.perf_counter() - _BEGAN
         report["bars"] = bars(report, options.weights)
         if options.out:
             options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -200,7 +205,7 @@ def main() -> None:
     if options.weights == "static" and not (options.checkpoint / "config.json").exists():
         maker = Path(__file__).with_name("fp8_checkpoint.py")
         subprocess.run([sys.executable, str(maker), str(options.checkpoint)], check=True, stdout=sys.stderr)
-        report["checkpoint_s"] = time.perf_counter() - began
+        report["checkpoint_s"] = time.perf_counter() - _BEGAN
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:

@@ -17,6 +17,8 @@ FIGURES = (
     "router_overhead_p99_ms", "replicas_lost",
 )  # fmt: skip
 
+_STARTING = re.compile(r"(took|in) [\d.]+ ?s|Initializing a V1|Resolved arch|world_size=|Starting to load|AOT")
+
 
 def sweep(
     folder: Path, points: list[tuple[str, float]], words: list[str], *, seconds: float, offline: int, timeout: float
@@ -76,5 +78,5 @@ def figures(result: dict[str, Any], run: Path) -> dict[str, Any]:
         "loadgen": logged.get("result_validity"), "status": result["run"]["status"], "error": result["run"]["error"],
         "warnings": result["verdict"]["warnings"], "start_s": result["phases"].get("start_s"),
         "log": said[-1500:] if failed else None,
-        "start": [line[-160:] for line in said.splitlines() if re.search(r"(took|in) [\d.]+ ?s", line)][:20],
+        "start": [line[-160:] for line in said.splitlines() if _STARTING.search(line)][:20],
     }  # fmt: skip
