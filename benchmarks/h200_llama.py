@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--hw", default="h200")
     parser.add_argument("--rate", type=float, default=60.0, help="samples/s that sizes the offline load")
     parser.add_argument("--seconds", type=float, default=45.0, help="of load at each point")
-    parser.add_argument("--server", type=float, nargs="+", default=[0.985], help="shares of bare's rate")
+    parser.add_argument("--server", type=float, nargs="+", default=[1.0], help="shares of bare's rate")
     parser.add_argument("--interactive", type=float, nargs="+", default=[0.84], help="likewise")
     parser.add_argument("--repeats", type=int, default=1, help="of the bare run, on one engine start")
     parser.add_argument("--profile", action="store_true", help="the longest kernels of the bare engine")
