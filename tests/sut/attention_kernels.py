@@ -22,6 +22,7 @@ from mlperf_exp.sut.attention.write import write
 
 LENGTHS = (37, 200, 1, 64, 301, 128, 0)  # a graph's spare row has no keys
 SCALES = (0.5, 0.7, 1.3)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @triton.jit
@@ -32,30 +33,26 @@ def halves_by_hand(pairs):
     return even.to(tl.int16).to(tl.float16, bitcast=True) * 256, odd.to(tl.int16).to(tl.float16, bitcast=True) * 256
 
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def halves_of(pages: int, page: int, kv_heads: int, size: int, dtype: torch.dtype) -> Any:
     """Keys and values ``[pages, page, KV heads, size]``, all zero, as vLLM lays them out."""
     return torch.zeros(pages, kv_heads, page, 2 * size, device=DEVICE).to(dtype).transpose(1, 2).split(size, -1)
 
 
 def difference(page: int, heads: int, kv_heads: int, size: int = 128) -> float:
-    device = DEVICE
     torch.manual_seed(0)
     used = [-(-length // page) for length in LENGTHS]
     cache = halves_of(sum(used), page, kv_heads, size, torch.float8_e4m3fn)
     for half in cache:
-        half.copy_(torch.randn(half.shape, device=device).to(half.dtype))
-    query = torch.randn(len(LENGTHS), heads, size, device=device).to(torch.float8_e4m3fn)
+        half.copy_(torch.randn(half.shape, device=DEVICE).to(half.dtype))
+    query = torch.randn(len(LENGTHS), heads, size, device=DEVICE).to(torch.float8_e4m3fn)
     order = torch.randperm(sum(used), dtype=torch.int32)
     table = torch.zeros(len(LENGTHS), max(used), dtype=torch.int32)
     for row, first, count in zip(range(len(used)), [sum(used[:i]) for i in range(len(used))], used, strict=True):
         table[row, :count] = order[first : first + count]
-    table = table.to(device)
-    output = torch.full((len(LENGTHS), heads, size), float("nan"), dtype=torch.bfloat16, device=device)
-    lengths = torch.tensor(LENGTHS, dtype=torch.int32, device=device)
-    q_scale, k_scale, v_scale = (torch.tensor(scale, device=device) for scale in SCALES)
+    table = table.to(DEVICE)
+    output = torch.full((len(LENGTHS), heads, size), float("nan"), dtype=torch.bfloat16, device=DEVICE)
+    lengths = torch.tensor(LENGTHS, dtype=torch.int32, device=DEVICE)
+    q_scale, k_scale, v_scale = (torch.tensor(scale, device=DEVICE) for scale in SCALES)
     kernel.decode(query, *cache, output, table, lengths, size**-0.5, (q_scale, k_scale, v_scale))
     worst = 0.0
     for row, length in enumerate(LENGTHS):
@@ -121,7 +118,7 @@ if __name__ == "__main__":
         print(json.dumps([[str(dtype), *case, wrong(*case, dtype)]
                           for dtype in (torch.float8_e4m3fn, torch.bfloat16) for case in sizes]))  # fmt: skip
     else:
-        if not torch.cuda.is_available():
+        if DEVICE == "cpu":
             kernel.halves = halves_by_hand
         cases = ((16, 8, 2), (64, 8, 2), (128, 8, 2), (192, 4, 4), (128, 16, 1))
         print(json.dumps([[*case, difference(*case)] for case in cases]))

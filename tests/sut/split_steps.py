@@ -62,6 +62,26 @@ def test_a_mixed_step_has_two_parts_that_are_its_slices(split: Any, monkeypatch:
     assert it.max_num_splits == 32 and it.num_actual_tokens == 17
 
 
+def test_each_part_of_a_scheduled_step_has_a_schedule_of_its_own(split: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from vllm.v1.attention.backends import flash_attn
+
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(flash_attn, "get_scheduler_metadata", lambda **it: asked.append(it) or it, raising=False)
+    described = {"num_heads_q": 4, "num_heads_kv": 2, "headdim": 8, "block_size": 16, "aot_sliding_window": (-1, -1),
+                 "kv_cache_dtype": torch.bfloat16, "cache_config": SimpleNamespace(cache_dtype="auto")}  # fmt: skip
+    for name, value in described.items():
+        monkeypatch.setattr(split.SplitBuilder, name, value, raising=False)
+    it = built(split, monkeypatch, step([1, 1, 5], [30, 7, 20]), scheduler_metadata="vLLM's own")
+    assert [part.scheduler_metadata for part in it.parts] == asked
+    assert [one["cache_seqlens"].tolist() for one in asked] == [[30, 7], [20]]
+    assert [one["cu_seqlens_q"].tolist() for one in asked] == [[0, 1, 2], [0, 5]]
+    assert [(one["batch_size"], one["max_seqlen_q"], one["max_seqlen_k"]) for one in asked] == [(2, 1, 30), (1, 5, 30)]
+    same = {"num_heads_q": 4, "num_heads_kv": 2, "headdim": 8, "page_size": 16, "qkv_dtype": torch.bfloat16,
+            "causal": True, "window_size": (-1, -1), "num_splits": 0}  # fmt: skip
+    assert all(same.items() <= one.items() for one in asked)
+
+
 def test_decodes_alone_are_one_launch_as_vllm_says_it_for_a_graph(split: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     it = built(split, monkeypatch, step([1, 1, 1], [20, 30, 40]))
     (part,) = it.parts

@@ -25,9 +25,11 @@ def test_an_engine_keeps_one_cache_of_kernels_whether_it_compiles_or_not() -> No
     """vLLM leaves the one that is named alone."""
     code = """
 import os, tempfile
-from mlperf_exp.sut.vllm import triton_cache
+from types import SimpleNamespace
+from mlperf_exp.sut.vllm import Vllm, triton_cache
+os.environ.pop("TRITON_CACHE_DIR", None)
+Vllm._set_environment(SimpleNamespace(_plan=SimpleNamespace(config=SimpleNamespace(hw=SimpleNamespace(device=None)))))
 from vllm.compilation.compiler_interface import InductorAdaptor
-os.environ["TRITON_CACHE_DIR"] = str(triton_cache())
 with tempfile.TemporaryDirectory() as folder:
     InductorAdaptor().initialize_cache(folder)
 print(os.environ["TRITON_CACHE_DIR"] == str(triton_cache()))

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from vllm import envs
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import is_quantized_kv_cache
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionType, CommonAttentionMetadata
-from vllm.v1.attention.backends import fa_utils
 from vllm.v1.attention.backends.flash_attn import (
     FlashAttentionBackend,
     FlashAttentionImpl,
@@ -71,22 +70,16 @@ class SplitBuilder(FlashAttentionMetadataBuilder):
         starts = whole.query_start_loc[requests.start : requests.stop + 1]
         starts = starts - tokens.start if tokens.start else starts
         lengths = whole.seq_lens[requests]
-        schedule = fa_utils.get_scheduler_metadata(
-            batch_size=len(lengths), max_seqlen_q=longest, max_seqlen_k=whole.max_seq_len,
-            num_heads_q=self.num_heads_q, num_heads_kv=self.num_heads_kv, headdim=self.headdim, cache_seqlens=lengths,
-            qkv_dtype=self._dtype(), cu_seqlens_q=starts, page_size=self.block_size, causal=True,
-            window_size=self.aot_sliding_window,
-        ) if whole.scheduler_metadata is not None else None  # fmt: skip
+        schedule = self._get_scheduler_metadata(
+            aot_schedule=whole.scheduler_metadata is not None, batch_size=len(lengths), cu_query_lens=starts,
+            max_query_len=longest, seqlens=lengths, max_seq_len=whole.max_seq_len, causal=True, max_num_splits=0,
+        )  # fmt: skip
         part: FlashAttentionMetadata = replace(
             whole, num_actual_tokens=tokens.stop - tokens.start, max_query_len=longest, query_start_loc=starts,
             seq_lens=lengths, block_table=whole.block_table[requests], slot_mapping=whole.slot_mapping[tokens],
             scheduler_metadata=schedule, max_num_splits=0,
         )  # fmt: skip
         return part
-
-    def _dtype(self) -> torch.dtype:
-        quantized = is_quantized_kv_cache(self.cache_config.cache_dtype)
-        return cast("torch.dtype", current_platform.fp8_dtype() if quantized else self.kv_cache_dtype)
 
 
 class SplitAttention(FlashAttentionImpl):
